@@ -1,1 +1,16 @@
-//! placeholder
+//! The arithmetic of a decoder: each operation with its forward and its backward side by side.
+//!
+//! Operations take and give candle tensors; activations are `[n_tokens, width]`, contiguous. They
+//! look at the device: f32 on the CPU is implemented, anything else is [`Error::NoKernel`]. The
+//! arithmetic itself works on slices, in private functions.
+//!
+//! Gradients are written by hand: nothing here uses candle's autograd, which serves as the oracle in
+//! the tests. Results do not depend on the number of rayon threads: work is cut into chunks of fixed
+//! size and sums are added in a fixed order. `relu'(0) = 0`, as in PyTorch.
+
+pub mod buffer;
+pub mod error;
+pub mod gemm;
+
+pub use buffer::{Accum, Dest};
+pub use error::{Error, Result};
