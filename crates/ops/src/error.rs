@@ -111,6 +111,14 @@ pub enum Error {
         /// The argument's name.
         tensor: &'static str,
     },
+    /// Arguments that contradict one another.
+    #[error("{op}: {message}")]
+    Invalid {
+        /// The operation.
+        op: &'static str,
+        /// What contradicts what.
+        message: String,
+    },
     /// Something that the operation does not do.
     #[error("{op}: not supported: {what}")]
     Unsupported {

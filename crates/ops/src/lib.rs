@@ -8,9 +8,15 @@
 //! the tests. Results do not depend on the number of rayon threads: work is cut into chunks of fixed
 //! size and sums are added in a fixed order. `relu'(0) = 0`, as in PyTorch.
 
+pub mod adamw;
+pub mod attention;
 pub mod buffer;
 pub mod error;
 pub mod gemm;
+pub mod loss;
+pub mod reduce;
+mod scratch;
+mod vmath;
 
 pub use buffer::{Accum, Dest};
 pub use error::{Error, Result};

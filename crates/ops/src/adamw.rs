@@ -1,0 +1,242 @@
+//! AdamW in one pass over parameter, gradient and both moments (Loshchilov and Hutter, 2019), as PyTorch computes it.
+
+use std::ops::Range;
+
+use candle_core::Tensor;
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+use crate::buffer::{ensure_distinct, ensure_range, ensure_shape, view, write_f32};
+use crate::error::{Error, Result};
+
+const OP: &str = "adamw";
+
+/// Elements of one task.
+const CHUNK: usize = 1 << 15;
+
+/// The numbers of AdamW; the names are PyTorch's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment, after bias correction.
+    pub eps: f64,
+    /// Decoupled: the parameter itself shrinks by `lr * weight_decay`.
+    pub weight_decay: f64,
+}
+
+/// One step, in place on `param`, `m` and `v`, which have one shape with `grad`:
+///
+/// ```text
+/// g = grad * grad_scale;  p *= 1 - lr*wd
+/// m += (1-beta1)*(g - m);  v = beta2*v + (1-beta2)*g*g
+/// p -= lr/(1-beta1^t) * m / (sqrt(v)/sqrt(1-beta2^t) + eps)
+/// ```
+///
+/// `t` counts steps from 1. `grad_scale` is the factor of gradient clipping. With `rows`, only those indices of the
+/// leading dimension move, moments included; the ranges must ascend and not overlap.
+///
+/// # Errors
+/// Shapes that differ, `t` = 0, rows out of range or not ascending, tensors that share memory, or no kernel for
+/// the device or dtype. Nothing is changed then.
+#[allow(clippy::too_many_arguments, reason = "the optimizer's four tensors and its numbers")]
+pub fn step(
+    param: &Tensor,
+    grad: &Tensor,
+    m: &Tensor,
+    v: &Tensor,
+    hp: &AdamW,
+    t: u64,
+    grad_scale: f32,
+    rows: Option<&[Range<usize>]>,
+) -> Result<()> {
+    for (name, tensor) in [("grad", grad), ("m", m), ("v", v)] {
+        ensure_shape(tensor, OP, name, param.dims())?;
+    }
+    if t == 0 {
+        return Err(Error::Invalid { op: OP, message: "steps count from 1".into() });
+    }
+    ensure_distinct(OP, param, &[("grad", grad), ("m", m), ("v", v)])?;
+    ensure_distinct(OP, m, &[("grad", grad), ("v", v)])?;
+    ensure_distinct(OP, v, &[("grad", grad)])?;
+    // Fail before the first write if one of them cannot be written.
+    for tensor in [param, m, v] {
+        view(tensor, OP)?;
+    }
+    let ranges = element_ranges(param, rows)?;
+    let factors = Factors::new(hp, t, grad_scale);
+    let grad = view(grad, OP)?;
+    write_f32(param, OP, |p| {
+        write_f32(m, OP, |m| {
+            write_f32(v, OP, |v| {
+                for range in ranges {
+                    p[range.clone()]
+                        .par_chunks_mut(CHUNK)
+                        .zip(m[range.clone()].par_chunks_mut(CHUNK))
+                        .zip(v[range.clone()].par_chunks_mut(CHUNK))
+                        .zip(grad[range].par_chunks(CHUNK))
+                        .for_each(|(((p, m), v), g)| update(p, m, v, g, &factors));
+                }
+            })
+        })
+    })??
+}
+
+/// The elements that move.
+fn element_ranges(param: &Tensor, rows: Option<&[Range<usize>]>) -> Result<Vec<Range<usize>>> {
+    let Some(rows) = rows else {
+        return Ok(vec![0..param.elem_count()]);
+    };
+    let leading = param.dims().first().copied().unwrap_or(1);
+    let width = param.elem_count().checked_div(leading).unwrap_or(0);
+    let mut end = 0;
+    for range in rows {
+        ensure_range(range, leading, OP, "rows")?;
+        if range.start < end {
+            let message = format!("rows {range:?} begin before {end}, where others ended");
+            return Err(Error::Invalid { op: OP, message });
+        }
+        end = range.end;
+    }
+    Ok(rows.iter().map(|r| r.start * width..r.end * width).collect())
+}
+
+/// What the loop multiplies with, made in f64 once a step.
+struct Factors {
+    grad_scale: f32,
+    decay: f32,
+    beta1_rest: f32,
+    beta2: f32,
+    beta2_rest: f32,
+    step_size: f32,
+    root_scale: f32,
+    eps: f32,
+}
+
+impl Factors {
+    fn new(hp: &AdamW, t: u64, grad_scale: f32) -> Self {
+        let correction = |beta: f64| 1.0 - beta.powf(t as f64);
+        Self {
+            grad_scale,
+            decay: (1.0 - hp.lr * hp.weight_decay) as f32,
+            beta1_rest: (1.0 - hp.beta1) as f32,
+            beta2: hp.beta2 as f32,
+            beta2_rest: (1.0 - hp.beta2) as f32,
+            step_size: (hp.lr / correction(hp.beta1)) as f32,
+            root_scale: correction(hp.beta2).sqrt().recip() as f32,
+            eps: hp.eps as f32,
+        }
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn update(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], f: &Factors) {
+    for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
+        let g = g * f.grad_scale;
+        *m += f.beta1_rest * (g - *m);
+        *v = f.beta2 * *v + f.beta2_rest * g * g;
+        *p = *p * f.decay - f.step_size * *m / (v.sqrt() * f.root_scale + f.eps);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    const HP: AdamW = AdamW { lr: 0.02, beta1: 0.9, beta2: 0.95, eps: 1e-6, weight_decay: 0.1 };
+
+    fn tensor(values: &[f32], width: usize) -> Tensor {
+        Tensor::from_slice(values, (values.len() / width, width), &Device::Cpu).unwrap()
+    }
+
+    fn values(t: &Tensor) -> Vec<f32> {
+        t.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn wave(n: usize, phase: f32) -> Vec<f32> {
+        (0..n).map(|i| (i as f32 * 0.37 + phase).sin()).collect()
+    }
+
+    /// The textbook form in f64: bias-corrected moments first.
+    fn reference(p: &mut f64, m: &mut f64, v: &mut f64, g: f64, t: i32) {
+        *p *= 1.0 - HP.lr * HP.weight_decay;
+        *m = HP.beta1 * *m + (1.0 - HP.beta1) * g;
+        *v = HP.beta2 * *v + (1.0 - HP.beta2) * g * g;
+        let (m_hat, v_hat) = (*m / (1.0 - HP.beta1.powi(t)), *v / (1.0 - HP.beta2.powi(t)));
+        *p -= HP.lr * m_hat / (v_hat.sqrt() + HP.eps);
+    }
+
+    #[test]
+    fn five_steps_agree_with_the_textbook() {
+        let n = 3 * 37;
+        let p = tensor(&wave(n, 0.0), 37);
+        let (m, v) = (p.zeros_like().unwrap(), p.zeros_like().unwrap());
+        let mut expected: Vec<[f64; 3]> =
+            wave(n, 0.0).iter().map(|&p| [f64::from(p), 0.0, 0.0]).collect();
+        for t in 1..=5 {
+            let g = wave(n, t as f32);
+            step(&p, &tensor(&g, 37), &m, &v, &HP, t as u64, 0.5, None).unwrap();
+            for ([p, m, v], g) in expected.iter_mut().zip(g) {
+                reference(p, m, v, 0.5 * f64::from(g), t);
+            }
+        }
+        for (found, [expected, ..]) in values(&p).into_iter().zip(expected) {
+            assert!((f64::from(found) - expected).abs() < 1e-6, "{found} {expected}");
+        }
+    }
+
+    #[test]
+    fn only_the_given_rows_move() {
+        let n = 6 * 5;
+        let make = || (tensor(&wave(n, 0.0), 5), tensor(&wave(n, 1.0), 5));
+        let ((all, g), (some, _)) = (make(), make());
+        let zeros = || all.zeros_like().unwrap();
+        step(&all, &g, &zeros(), &zeros(), &HP, 1, 1.0, None).unwrap();
+        let (m, v) = (zeros(), zeros());
+        step(&some, &g, &m, &v, &HP, 1, 1.0, Some(&[1..2, 2..2, 4..6])).unwrap();
+        let (before, all, some, m) = (wave(n, 0.0), values(&all), values(&some), values(&m));
+        for i in 0..n {
+            let moves = [1, 4, 5].contains(&(i / 5));
+            assert_eq!(some[i], if moves { all[i] } else { before[i] });
+            assert_eq!(m[i] != 0.0, moves);
+        }
+    }
+
+    #[test]
+    fn any_number_of_threads_gives_the_same_bits() {
+        let n = 3 * CHUNK + 5;
+        let run = |threads| {
+            let (p, g) = (tensor(&wave(n, 0.0), n), tensor(&wave(n, 1.0), n));
+            let (m, v) = (p.zeros_like().unwrap(), p.zeros_like().unwrap());
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| step(&p, &g, &m, &v, &HP, 1, 1.0, None)).unwrap();
+            values(&p)
+        };
+        assert_eq!(run(1), run(2));
+        assert_eq!(run(1), run(3));
+    }
+
+    #[test]
+    fn bad_arguments_change_nothing() {
+        let (p, g) = (tensor(&wave(6, 0.0), 3), tensor(&wave(6, 1.0), 3));
+        let (m, v) = (p.zeros_like().unwrap(), p.zeros_like().unwrap());
+        let short = tensor(&wave(3, 0.0), 3);
+        let half = v.to_dtype(DType::F16).unwrap();
+        let overlap: &[Range<usize>] = &[0..2, 1..2];
+        assert!(step(&p, &short, &m, &v, &HP, 1, 1.0, None).is_err());
+        assert!(step(&p, &g, &m, &v, &HP, 0, 1.0, None).is_err());
+        assert!(step(&p, &g, &m, &half, &HP, 1, 1.0, None).is_err());
+        assert!(step(&p, &g, &p, &v, &HP, 1, 1.0, None).is_err());
+        assert!(step(&p, &g, &m, &m, &HP, 1, 1.0, None).is_err());
+        assert!(step(&p, &g, &m, &v, &HP, 1, 1.0, Some(overlap)).is_err());
+        assert!(step(&p, &g, &m, &v, &HP, 1, 1.0, Some(std::slice::from_ref(&(0..3)))).is_err());
+        assert_eq!(values(&p), wave(6, 0.0));
+        assert_eq!(values(&m), [0.0; 6]);
+    }
+}

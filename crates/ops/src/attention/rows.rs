@@ -1,0 +1,193 @@
+//! The vector arithmetic between the matrix products: masks, softmax and its backward on a block of scores.
+//!
+//! A block is `[rows, keys]`, dense. Columns that a row does not see become exact zeros.
+
+use std::ops::Range;
+
+use multiversion::multiversion;
+
+use super::Segment;
+use crate::vmath;
+
+/// The keys that a block of queries sees: a band along the diagonal.
+pub(super) struct Band {
+    /// The first of them, counted within the segment.
+    pub(super) first_key: usize,
+    /// Their number: the columns of the block.
+    pub(super) keys: usize,
+    /// The block's queries.
+    rows: usize,
+    /// The key that stands where the first query stands.
+    position: usize,
+    window: usize,
+}
+
+impl Band {
+    pub(super) fn new(segment: &Segment, first: usize, rows: usize, window: Option<usize>) -> Self {
+        let position = segment.kv_len - segment.q_len + first;
+        let window = window.unwrap_or(usize::MAX);
+        let first_key = (position + 1).saturating_sub(window);
+        Self { first_key, keys: position + rows - first_key, rows, position, window }
+    }
+
+    /// The columns that row `i` sees.
+    #[inline(always)]
+    pub(super) fn visible(&self, i: usize) -> Range<usize> {
+        let end = self.position + i + 1;
+        end.saturating_sub(self.window).max(self.first_key) - self.first_key..end - self.first_key
+    }
+
+    /// Position of column 0 relative to the query of row `i`.
+    #[inline(always)]
+    fn offset(&self, i: usize) -> f32 {
+        -((self.position + i - self.first_key) as f32)
+    }
+}
+
+/// From `q . k` to a score.
+pub(super) struct Scoring {
+    pub(super) scale: f32,
+    pub(super) softcap: Option<f32>,
+    /// ALiBi's slope of this head.
+    pub(super) slope: Option<f32>,
+}
+
+/// Turns products into `exp(score - max)`, `inverse[i]` into one over the row's sum, `lse[i]` into its log-sum-exp.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub(super) fn softmax(
+    scores: &mut [f32],
+    band: &Band,
+    scoring: &Scoring,
+    lse: &mut [f32],
+    inverse: &mut [f32],
+) {
+    for i in 0..band.rows {
+        let row = &mut scores[i * band.keys..(i + 1) * band.keys];
+        let visible = band.visible(i);
+        row[..visible.start].fill(0.0);
+        row[visible.end..].fill(0.0);
+        let offset = band.offset(i) + visible.start as f32;
+        let row = &mut row[visible];
+        let scale = scoring.scale;
+        let max = match (scoring.softcap, scoring.slope) {
+            (None, None) => vmath::map_max(row, |x, _| x * scale),
+            (None, Some(slope)) => vmath::map_max(row, |x, j| x * scale + alibi(slope, offset, j)),
+            (Some(cap), slope) => {
+                let slope = slope.unwrap_or(0.0);
+                let inner = scale / cap;
+                vmath::map_max(row, |x, j| cap * vmath::tanh(x * inner) + alibi(slope, offset, j))
+            }
+        };
+        let sum = vmath::map_sum(row, |x| vmath::exp(x - max));
+        inverse[i] = 1.0 / sum;
+        lse[i] = max + sum.ln();
+    }
+}
+
+/// Turns products into probabilities `exp(score - lse)`. With a soft cap, `slopes` (as large as the block, else empty) becomes its
+/// derivative.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub(super) fn probabilities(
+    scores: &mut [f32],
+    band: &Band,
+    scoring: &Scoring,
+    lse: &[f32],
+    slopes: &mut [f32],
+) {
+    for (i, &lse) in lse.iter().enumerate().take(band.rows) {
+        let at = i * band.keys;
+        let row = &mut scores[at..at + band.keys];
+        let visible = band.visible(i);
+        row[..visible.start].fill(0.0);
+        row[visible.end..].fill(0.0);
+        let offset = band.offset(i) + visible.start as f32;
+        let row = &mut row[visible.clone()];
+        let scale = scoring.scale;
+        match (scoring.softcap, scoring.slope) {
+            (None, None) => row.iter_mut().for_each(|x| *x = vmath::exp(*x * scale - lse)),
+            (None, Some(slope)) => row.iter_mut().enumerate().for_each(|(j, x)| {
+                *x = vmath::exp(*x * scale + alibi(slope, offset, j) - lse);
+            }),
+            (Some(cap), slope) => {
+                let slope = slope.unwrap_or(0.0);
+                let inner = scale / cap;
+                let derivative = &mut slopes[at + visible.start..at + visible.end];
+                for (j, (x, d)) in row.iter_mut().zip(derivative).enumerate() {
+                    let t = vmath::tanh(*x * inner);
+                    *d = 1.0 - t * t;
+                    *x = vmath::exp(cap * t + alibi(slope, offset, j) - lse);
+                }
+            }
+        }
+    }
+}
+
+/// `dp` becomes the gradient of the products: `scale * slope * p * (dp - delta)`, 0 where a row does not see.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub(super) fn score_gradient(
+    p: &[f32],
+    dp: &mut [f32],
+    band: &Band,
+    delta: &[f32],
+    scale: f32,
+    slopes: &[f32],
+) {
+    for (i, &delta) in delta.iter().enumerate().take(band.rows) {
+        let (at, visible) = (i * band.keys, band.visible(i));
+        let row = &mut dp[at..at + band.keys];
+        row[..visible.start].fill(0.0);
+        row[visible.end..].fill(0.0);
+        let cells = at + visible.start..at + visible.end;
+        let row = &mut row[visible];
+        for (dp, &p) in row.iter_mut().zip(&p[cells.clone()]) {
+            *dp = scale * p * (*dp - delta);
+        }
+        if !slopes.is_empty() {
+            row.iter_mut().zip(&slopes[cells]).for_each(|(dp, &slope)| *dp *= slope);
+        }
+    }
+}
+
+/// `delta[i] = a_i . b_i` for rows `stride` apart.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub(super) fn row_dots(delta: &mut [f32], a: &[f32], b: &[f32], stride: usize, len: usize) {
+    for (i, delta) in delta.iter_mut().enumerate() {
+        let at = i * stride;
+        *delta = vmath::dot(&a[at..at + len], &b[at..at + len]);
+    }
+}
+
+/// The products of a few queries with the keys they see, reading each key where it lies.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub(super) fn few_scores(
+    scores: &mut [f32],
+    band: &Band,
+    len: usize,
+    (q, q_stride): (&[f32], usize),
+    (k, k_stride): (&[f32], usize),
+) {
+    for i in 0..band.rows {
+        let q = &q[i * q_stride..i * q_stride + len];
+        let visible = band.visible(i);
+        let row = &mut scores[i * band.keys..][visible.clone()];
+        for (score, j) in row.iter_mut().zip(visible) {
+            *score = vmath::dot(q, &k[j * k_stride..j * k_stride + len]);
+        }
+    }
+}
+
+/// `out = sum_j p[j] v_j` for rows `v_j` that are `stride` apart.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub(super) fn weighted_sum(out: &mut [f32], p: &[f32], v: &[f32], stride: usize) {
+    out.fill(0.0);
+    let len = out.len();
+    for (j, &p) in p.iter().enumerate() {
+        let v = &v[j * stride..j * stride + len];
+        out.iter_mut().zip(v).for_each(|(out, &v)| *out = p.mul_add(v, *out));
+    }
+}
+
+#[inline(always)]
+fn alibi(slope: f32, offset: f32, column: usize) -> f32 {
+    slope * (offset + column as i32 as f32)
+}
