@@ -105,12 +105,22 @@ pub fn from_vec(v: Vec<f32>, shape: impl Into<Shape>, device: &Device) -> Result
 ///
 /// # Safety
 /// `fill` must have initialised every element when it returns.
-pub unsafe fn fill_vec(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+pub(crate) unsafe fn fill_vec(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
     let mut v = Vec::with_capacity(len);
     fill(&mut v.spare_capacity_mut()[..len]);
     // SAFETY: the capacity is at least `len`, and the caller promises that all are initialised.
     unsafe { v.set_len(len) };
     v
+}
+
+/// The same elements, for a function which writes fresh memory.
+///
+/// # Safety
+/// Only initialised elements may be stored through the result.
+pub(crate) unsafe fn as_uninit(v: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+    let (start, len) = (v.as_mut_ptr().cast::<MaybeUninit<f32>>(), v.len());
+    // SAFETY: same memory, lifetime and layout; the caller keeps it initialised.
+    unsafe { std::slice::from_raw_parts_mut(start, len) }
 }
 
 /// The width of the rows of a `[n, width]` tensor, and `n`.

@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use gemm::Parallelism;
 
 pub use crate::buffer::Accum;
+use crate::buffer::as_uninit;
 use crate::error::{Error, Result};
 
 /// Multiply-adds below which a product stays on the calling thread: waking another costs more.
@@ -99,10 +100,8 @@ impl<'a> MatMut<'a> {
         accum: Accum,
     ) -> Result<Self> {
         ensure_fits(data.len(), rows, cols, row_stride)?;
-        let (start, len) = (data.as_mut_ptr().cast::<MaybeUninit<f32>>(), data.len());
-        // SAFETY: same memory, same lifetime, same layout; this module only stores initialised
-        // elements into it.
-        let data = unsafe { std::slice::from_raw_parts_mut(start, len) };
+        // SAFETY: a product stores initialised elements only.
+        let data = unsafe { as_uninit(data) };
         Ok(Self { data, rows, cols, row_stride, accum })
     }
 

@@ -11,10 +11,22 @@
 pub mod adamw;
 pub mod attention;
 pub mod buffer;
+mod curve;
+pub mod embedding;
 pub mod error;
+pub mod gated;
 pub mod gemm;
+mod gemv;
+pub mod linear;
 pub mod loss;
+mod math;
+pub mod norm;
+mod norm_heads;
+mod norm_rows;
+mod par;
+pub mod pointwise;
 pub mod reduce;
+pub mod rope;
 mod scratch;
 mod vmath;
 
