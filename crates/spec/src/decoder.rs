@@ -142,6 +142,31 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// The activation of a name in transformers' `ACT2FN` (also what `gelu_new`,
+    /// `gelu_fast` and `gelu_pytorch_tanh` share: one formula, differently written).
+    pub fn from_hf_name(name: &str) -> Option<Activation> {
+        match name {
+            "silu" | "swish" => Some(Activation::Silu),
+            "gelu" => Some(Activation::Gelu),
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Some(Activation::GeluTanh),
+            "quick_gelu" => Some(Activation::Swish { beta: 1.702 }),
+            "relu" => Some(Activation::Relu),
+            _ => None,
+        }
+    }
+
+    /// The name in transformers' `ACT2FN`; `None` where transformers has no such function.
+    pub fn hf_name(self) -> Option<&'static str> {
+        match self {
+            Activation::Silu => Some("silu"),
+            Activation::Gelu => Some("gelu"),
+            Activation::GeluTanh => Some("gelu_new"),
+            Activation::Swish { beta } if beta == 1.702 => Some("quick_gelu"),
+            Activation::Relu => Some("relu"),
+            _ => None,
+        }
+    }
+
     /// Whether the activation gives exact zeros for a whole range of inputs.
     pub fn is_sparse(self) -> bool {
         matches!(
@@ -230,9 +255,12 @@ pub enum Position {
     },
     /// A linear penalty on the scores: `slope(head) * (j - i)`.
     Alibi {
-        /// Slopes are rounded to bfloat16 (Hugging Face's Falcon).
+        /// The slope is rounded to bfloat16, and so is each `slope * j`, `j` counted from
+        /// the first key (transformers' Falcon; its checkpoints were trained that way).
+        /// The penalty is then `slope * j` alone: softmax does not see a shift by `i`.
         bf16_slopes: bool,
-        /// The penalty is scaled together with the scores (Falcon), or added after (MPT, BLOOM).
+        /// The penalty is scaled together with the scores (Falcon: `(q k + penalty) * scale`),
+        /// or added after (MPT, BLOOM: `q k * scale + penalty`).
         scaled: bool,
     },
 }
@@ -291,6 +319,13 @@ pub struct Head {
     pub softcap: Option<f64>,
 }
 
+impl Layer {
+    /// Whether attention and MLP read the output of one norm.
+    pub fn shares_norm(&self) -> bool {
+        self.residual == Residual::Parallel { norms: ParallelNorms::Shared }
+    }
+}
+
 impl Attention {
     /// Columns of the query projection: `heads * head_dim`.
     pub fn q_width(&self) -> usize {
@@ -311,7 +346,8 @@ impl Attention {
 impl DecoderSpec {
     /// Parameters in all; a tied head counts once.
     pub fn parameter_count(&self) -> usize {
-        self.slots().into_iter().map(|slot| self.shape(slot).iter().product::<usize>()).sum()
+        let size = |slot| self.shape(slot).into_iter().fold(1, usize::saturating_mul);
+        self.slots().into_iter().map(size).fold(0, usize::saturating_add)
     }
 
     /// The slots that this decoder's weights fill, in the order a token meets them.

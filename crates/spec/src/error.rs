@@ -41,6 +41,12 @@ pub enum Error {
         /// What, by name.
         what: String,
     },
+    /// A decoder that cannot be.
+    #[error("decoder: {why}")]
+    Spec {
+        /// Why not.
+        why: String,
+    },
     /// A plan that does not fit the decoder.
     #[error("plan: {why}")]
     Plan {

@@ -9,8 +9,10 @@ mod decoder;
 mod error;
 pub mod family;
 pub mod flops;
+pub mod memory;
 mod plan;
 mod site;
+mod validate;
 mod weights;
 
 pub use decoder::{
@@ -21,4 +23,5 @@ pub use decoder::{
 pub use error::{Error, Result};
 pub use plan::{PerLayer, ReluPlan, Relufication, Source, Stage};
 pub use site::{Site, SiteOp, SiteOps};
+pub use validate::MAX_SIZE;
 pub use weights::{LayerSlot, Layout, Slot, WeightMap, WeightRow};

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Activation, DecoderSpec, Error, ParallelNorms, Residual, Result, Site, SiteOp};
+use crate::{Activation, DecoderSpec, Error, Result, Site, SiteOp};
 
 /// How far a model is relufied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -85,7 +85,7 @@ pub struct ReluPlan {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Relufication {
-    /// Version of this block's layout; 1.
+    /// Version of this block's layout: [`Relufication::FORMAT`].
     pub format: u32,
     /// How far the model is relufied.
     pub stage: Stage,
@@ -113,6 +113,11 @@ pub struct Source {
     /// BLAKE3 of the weight files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights_blake3: Option<String>,
+}
+
+impl Relufication {
+    /// The version of the block's layout that this code writes and reads.
+    pub const FORMAT: u32 = 1;
 }
 
 impl ReluPlan {
@@ -157,51 +162,30 @@ impl ReluPlan {
     pub fn apply(&self, spec: &DecoderSpec) -> Result<DecoderSpec> {
         let mut spec = spec.clone();
         let layers = spec.layers.len();
-        let pick = |what: &str, n: usize, value: Option<SiteOp>| {
-            value.ok_or_else(|| Error::Plan {
-                why: format!(
-                    "`{what}` lists fewer layers than the model's {layers} (no entry for layer {n})"
-                ),
-            })
-        };
-        let check = |what: &str, len: Option<usize>| match len {
-            Some(len) if len != layers => Err(Error::Plan {
-                why: format!("`{what}` lists {len} layers, the model has {layers}"),
-            }),
-            _ => Ok(()),
-        };
-        check("activation", self.activation.as_ref().and_then(PerLayer::len))?;
+        check_length("activation", self.activation.as_ref(), layers)?;
         for site in Site::ALL {
-            check(site.short(), self.site(site).and_then(PerLayer::len))?;
+            check_length(site.short(), self.site(site), layers)?;
         }
         for (n, layer) in spec.layers.iter_mut().enumerate() {
             if let Some(activation) = self.activation.as_ref().and_then(|each| each.get(n)) {
                 layer.mlp.activation = activation;
             }
             for site in Site::ALL {
-                if let Some(each) = self.site(site) {
-                    layer.sites.set(site, pick(site.short(), n, each.get(n))?);
+                if let Some(op) = self.site(site).and_then(|each| each.get(n)) {
+                    layer.sites.set(site, op);
                 }
             }
-            let shared = layer.residual == Residual::Parallel { norms: ParallelNorms::Shared };
-            if shared && layer.sites.qkv_in != layer.sites.up_in {
-                return Err(Error::Plan {
-                    why: format!(
-                        "layer {n}: attention and MLP read one shared norm, so `qkv` and `up` must get the same operation"
-                    ),
-                });
-            }
         }
+        crate::validate::shared_norms(&spec).map_err(|why| Error::Plan { why })?;
         Ok(spec)
     }
 }
 
-impl<T> PerLayer<T> {
-    /// How many layers are listed; `None` where one value serves all.
-    pub fn len(&self) -> Option<usize> {
-        match self {
-            PerLayer::All(_) => None,
-            PerLayer::Each(values) => Some(values.len()),
-        }
+fn check_length<T>(what: &str, values: Option<&PerLayer<T>>, layers: usize) -> Result<()> {
+    match values {
+        Some(PerLayer::Each(values)) if values.len() != layers => Err(Error::Plan {
+            why: format!("`{what}` lists {} layers, the model has {layers}", values.len()),
+        }),
+        _ => Ok(()),
     }
 }

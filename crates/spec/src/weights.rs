@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{DecoderSpec, MlpKind, ParallelNorms, Position, Residual};
+use crate::{DecoderSpec, MlpKind, Position};
 
 /// A weight of the decoder, whatever a family calls it. Matrices are `[out, in]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -126,7 +126,7 @@ impl WeightRow {
                 rows.iter().enumerate().flat_map(|(slot, len)| run(slot, 0, *len)).collect()
             }
             Layout::PerHead { head_dim } => {
-                let heads = rows.first().map_or(0, |len| len / head_dim);
+                let heads = rows.first().and_then(|len| len.checked_div(head_dim)).unwrap_or(0);
                 (0..heads)
                     .flat_map(|head| {
                         (0..rows.len()).flat_map(move |slot| run(slot, head * head_dim, head_dim))
@@ -134,7 +134,7 @@ impl WeightRow {
                     .collect()
             }
             Layout::PerGroup { queries, head_dim } => {
-                let groups = rows.get(1).map_or(0, |len| len / head_dim);
+                let groups = rows.get(1).and_then(|len| len.checked_div(head_dim)).unwrap_or(0);
                 (0..groups)
                     .flat_map(|group| {
                         run(0, group * queries * head_dim, queries * head_dim)
@@ -149,43 +149,12 @@ impl WeightRow {
 
 /// The slots of `spec`, in the order a token meets them.
 pub(crate) fn slots(spec: &DecoderSpec) -> Vec<Slot> {
-    use LayerSlot::*;
     let mut slots = vec![Slot::Embed];
     if matches!(spec.position, Position::Learned { .. }) {
         slots.push(Slot::Positions);
     }
-    for (n, layer) in spec.layers.iter().enumerate() {
-        let bias = layer.attention.bias;
-        let gated = layer.mlp.kind == MlpKind::Gated;
-        let own_mlp_norm = layer.residual != Residual::Parallel { norms: ParallelNorms::Shared };
-        let candidates = [
-            (AttnNorm, true),
-            (AttnNormBias, layer.norm.bias),
-            (Q, true),
-            (K, true),
-            (V, true),
-            (QBias, bias.qkv),
-            (KBias, bias.qkv),
-            (VBias, bias.qkv),
-            (QNorm, layer.attention.qk_norm.is_some()),
-            (KNorm, layer.attention.qk_norm.is_some()),
-            (O, true),
-            (OBias, bias.o),
-            (MlpNorm, own_mlp_norm),
-            (MlpNormBias, own_mlp_norm && layer.norm.bias),
-            (Gate, gated),
-            (Up, true),
-            (GateBias, gated && layer.mlp.bias.up),
-            (UpBias, layer.mlp.bias.up),
-            (Down, true),
-            (DownBias, layer.mlp.bias.down),
-        ];
-        slots.extend(
-            candidates
-                .into_iter()
-                .filter(|(_, there)| *there)
-                .map(|(slot, _)| Slot::Layer(n, slot)),
-        );
+    for n in 0..spec.layers.len() {
+        slots.extend(layer_slots(spec, n).into_iter().map(|slot| Slot::Layer(n, slot)));
     }
     slots.push(Slot::FinalNorm);
     if spec.final_norm.bias {
@@ -198,6 +167,42 @@ pub(crate) fn slots(spec: &DecoderSpec) -> Vec<Slot> {
         slots.push(Slot::HeadBias);
     }
     slots
+}
+
+/// The slots of layer `n`; none where there is no such layer.
+pub(crate) fn layer_slots(spec: &DecoderSpec, n: usize) -> Vec<LayerSlot> {
+    use LayerSlot::*;
+    let Some(layer) = spec.layers.get(n) else { return Vec::new() };
+    let bias = layer.attention.bias;
+    let gated = layer.mlp.kind == MlpKind::Gated;
+    let qk_norm = layer.attention.qk_norm.is_some();
+    let own_mlp_norm = !layer.shares_norm();
+    [
+        (AttnNorm, true),
+        (AttnNormBias, layer.norm.bias),
+        (Q, true),
+        (K, true),
+        (V, true),
+        (QBias, bias.qkv),
+        (KBias, bias.qkv),
+        (VBias, bias.qkv),
+        (QNorm, qk_norm),
+        (KNorm, qk_norm),
+        (O, true),
+        (OBias, bias.o),
+        (MlpNorm, own_mlp_norm),
+        (MlpNormBias, own_mlp_norm && layer.norm.bias),
+        (Gate, gated),
+        (Up, true),
+        (GateBias, gated && layer.mlp.bias.up),
+        (UpBias, layer.mlp.bias.up),
+        (Down, true),
+        (DownBias, layer.mlp.bias.down),
+    ]
+    .into_iter()
+    .filter(|(_, there)| *there)
+    .map(|(slot, _)| slot)
+    .collect()
 }
 
 /// The shape of `slot` in `spec`.
