@@ -13,12 +13,13 @@ use crate::norm::{Gain, Norm, NormStats, deposit, rows_per_partial};
 use crate::norm_rows::{backward_rows, forward_rows};
 use crate::par::{for_chunks, grain};
 
-/// Normalises each head of the columns `cols` of `x` `[n, width]` in place; the norm's weight and bias
-/// are `[head_dim]`. The result is what [`backward_heads`] needs.
+/// Normalises each head of the columns `cols` of `x` `[n, width]` in place; the norm's weight is
+/// `[head_dim]`. The result is what [`backward_heads`] needs.
 ///
 /// # Errors
 /// [`Error::Range`], [`Error::Indivisible`] if `cols` is no whole number of heads, [`Error::Aliased`] if the
-/// weight is part of `x`, [`Error::Shape`], [`Error::NoKernel`], [`Error::NotContiguous`].
+/// weight is part of `x`, [`Error::Unsupported`] for a norm with bias, [`Error::Shape`],
+/// [`Error::NoKernel`], [`Error::NotContiguous`].
 pub fn forward_heads(
     x: &Tensor,
     cols: Range<usize>,
@@ -28,6 +29,7 @@ pub fn forward_heads(
     const OP: &str = "norm of heads";
     let (n, width) = dims2(x, OP, "x")?;
     let heads = count_heads(&cols, width, head_dim, OP)?;
+    ensure_no_bias(norm, OP)?;
     ensure_distinct(OP, x, &[("weight", norm.weight)])?;
     let gain = Gain::new(norm, head_dim, OP)?;
     let row = gain.row(norm);
@@ -72,11 +74,11 @@ pub fn backward_heads(
     norm: &Norm<'_>,
     stats: &NormStats,
     dweight: Option<Dest<'_>>,
-    dbias: Option<Dest<'_>>,
 ) -> Result<()> {
     const OP: &str = "norm of heads backward";
     let (n, width) = dims2(dy, OP, "dy")?;
     let heads = count_heads(&cols, width, head_dim, OP)?;
+    ensure_no_bias(norm, OP)?;
     ensure_distinct(OP, dy, &[("weight", norm.weight)])?;
     stats.ensure_rows(norm.kind, n * heads, OP)?;
     let block = cols.len();
@@ -114,8 +116,15 @@ pub fn backward_heads(
         });
     })?;
     drop(gain);
-    deposit(dweight, &dgain, head_dim, OP, "dweight")?;
-    deposit(dbias, &dshift, head_dim, OP, "dbias")
+    deposit(dweight, &dgain, head_dim, OP, "dweight")
+}
+
+/// No decoder norms its heads with a bias, so its gradient is not computed.
+fn ensure_no_bias(norm: &Norm<'_>, op: &'static str) -> Result<()> {
+    match norm.bias {
+        Some(_) => Err(Error::Unsupported { op, what: "a bias".into() }),
+        None => Ok(()),
+    }
 }
 
 /// How many heads of `head_dim` the columns hold.
