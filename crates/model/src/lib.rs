@@ -1,1 +1,33 @@
-//! placeholder
+//! The one decoder: its walk over the layers, its activation sites, its files on disk.
+//!
+//! [`Checkpoint`] opens a Hugging Face folder; [`Checkpoint::load`] makes a [`Decoder`] of
+//! it. The decoder's walk serves training, evaluation and decoding alike; a [`Tap`] sees
+//! activations on the way without changing it.
+
+mod block;
+mod cache;
+pub mod checkpoint;
+mod decoder;
+mod error;
+mod generate;
+mod gradients;
+mod layer;
+mod params;
+mod probe;
+mod step;
+mod tap;
+mod tokens;
+
+pub use cache::KvCache;
+pub use checkpoint::{Checkpoint, StoredDtype};
+pub use decoder::Decoder;
+pub use error::{Error, Result};
+pub use generate::generate;
+pub use gradients::{Gradients, Trainable};
+pub use params::{Init, LayerParam, Param, ParamId, Params, Part};
+pub use probe::{Probe, probe};
+pub use relufy_ops::attention::Segment;
+pub use relufy_ops::loss::{IGNORE, TokenScore};
+pub use step::{Objective, Recompute, StepLoss, TeacherOutput};
+pub use tap::{DensityTap, NoTap, Point, Side, Tap, Want};
+pub use tokens::Tokens;

@@ -63,6 +63,17 @@ impl Curve for Swish {
     }
 }
 
+/// The smallest `p` for which `1 + (2p - 1)` is not 0 in f32. GELU's textbook forms
+/// `x/2 (1 + erf)` and `x/2 (1 + tanh)` are exactly 0 below it, in every framework: part of
+/// a dense model's density, so it is kept, although `p` itself is known further.
+const SMALLEST_SHARE: f32 = 1.490_116_1e-8; // 2^-26
+
+/// `share`, or 0 where the textbook form would have rounded it away.
+#[inline(always)]
+fn as_rounded(share: f32) -> f32 {
+    if share <= SMALLEST_SHARE { 0.0 } else { share }
+}
+
 /// `x Phi(x)` with the normal distribution `Phi`; `f' = Phi(x) + x phi(x)`.
 #[derive(Clone, Copy)]
 pub(crate) struct Gelu;
@@ -70,7 +81,7 @@ pub(crate) struct Gelu;
 impl Curve for Gelu {
     #[inline(always)]
     fn value(self, x: f32) -> f32 {
-        x * normal(x).0
+        x * as_rounded(normal(x).0)
     }
 
     #[inline(always)]
@@ -91,7 +102,7 @@ const TWO_U_CUBIC: f32 = 0.071_354_82;
 impl Curve for GeluTanh {
     #[inline(always)]
     fn value(self, x: f32) -> f32 {
-        x * sigmoid(x * (TWO_U + TWO_U_CUBIC * x * x))
+        x * as_rounded(sigmoid(x * (TWO_U + TWO_U_CUBIC * x * x)))
     }
 
     #[inline(always)]

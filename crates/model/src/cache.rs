@@ -1,0 +1,120 @@
+//! Keys and values of tokens already seen, so that the next token costs one pass over itself.
+
+use candle_core::{DType, Tensor};
+use relufy_ops::attention::Segment;
+use relufy_ops::rows;
+
+use crate::{Decoder, Error, Result, Tokens};
+
+/// The keys and values of several sequences.
+pub struct KvCache {
+    layers: Vec<LayerCache>,
+    capacity: usize,
+    lengths: Vec<usize>,
+    /// The cache row of each token that was announced and not stored yet.
+    pending: Vec<usize>,
+}
+
+/// `[sequences * capacity, kv_width]` each.
+struct LayerCache {
+    keys: Tensor,
+    values: Tensor,
+    q_width: usize,
+    kv_width: usize,
+}
+
+impl KvCache {
+    /// Room for `sequences` of at most `capacity` tokens each.
+    ///
+    /// # Errors
+    /// More tokens than the model has positions, or than the device has room for.
+    pub fn new(decoder: &Decoder, sequences: usize, capacity: usize) -> Result<KvCache> {
+        let spec = decoder.spec();
+        if capacity > spec.max_positions {
+            return Err(Error::SequenceTooLong { len: capacity, max: spec.max_positions });
+        }
+        let layers = spec
+            .layers
+            .iter()
+            .map(|layer| {
+                let (q_width, kv_width) = (layer.attention.q_width(), layer.attention.kv_width());
+                let zeros = || {
+                    Tensor::zeros((sequences * capacity, kv_width), DType::F32, decoder.device())
+                };
+                Ok(LayerCache { keys: zeros()?, values: zeros()?, q_width, kv_width })
+            })
+            .collect::<Result<_>>()?;
+        Ok(KvCache { layers, capacity, lengths: vec![0; sequences], pending: Vec::new() })
+    }
+
+    /// How many tokens a sequence has.
+    pub fn len(&self, sequence: usize) -> usize {
+        self.lengths.get(sequence).copied().unwrap_or(0)
+    }
+
+    /// Whether no sequence has tokens.
+    pub fn is_empty(&self) -> bool {
+        self.lengths.iter().all(|len| *len == 0)
+    }
+
+    /// Forgets what follows the first `len` tokens of a sequence.
+    pub fn truncate(&mut self, sequence: usize, len: usize) {
+        if let Some(current) = self.lengths.get_mut(sequence) {
+            *current = len.min(*current);
+        }
+    }
+
+    /// Appends tokens to sequences, each named at most once: what [`Decoder::hidden_cached`]
+    /// takes next.
+    ///
+    /// # Errors
+    /// A sequence that does not exist, is named twice, or is full.
+    pub fn extend(&mut self, new: &[(usize, &[u32])]) -> Result<Tokens> {
+        let mut tokens = Tokens::default();
+        let mut lengths = self.lengths.clone();
+        let mut pending = Vec::new();
+        for (n, (sequence, ids)) in new.iter().enumerate() {
+            let known = *sequence < lengths.len();
+            if !known || new[..n].iter().any(|(earlier, _)| earlier == sequence) {
+                let why = if known { "is named twice" } else { "does not exist" };
+                return Err(Error::Invalid(format!("sequence {sequence} of the cache {why}")));
+            }
+            let before = lengths[*sequence];
+            let after = before + ids.len();
+            if after > self.capacity {
+                return Err(Error::SequenceTooLong { len: after, max: self.capacity });
+            }
+            let first_row = sequence * self.capacity;
+            tokens.segments.push(Segment {
+                q_start: tokens.ids.len(),
+                q_len: ids.len(),
+                kv_start: first_row,
+                kv_len: after,
+            });
+            tokens.ids.extend(*ids);
+            tokens.positions.extend(before as u32..after as u32);
+            pending.extend(first_row + before..first_row + after);
+            lengths[*sequence] = after;
+        }
+        self.lengths = lengths;
+        self.pending = pending;
+        Ok(tokens)
+    }
+
+    /// Stores the keys and values of the announced tokens, columns of packed `qkv`, and
+    /// gives the whole cache of the layer.
+    pub(crate) fn store(&self, layer: usize, qkv: &Tensor) -> Result<(&Tensor, &Tensor)> {
+        let cache = self
+            .layers
+            .get(layer)
+            .ok_or_else(|| Error::Invalid(format!("the cache has no layer {layer}")))?;
+        let (q, kv) = (cache.q_width, cache.kv_width);
+        rows::scatter(qkv, q..q + kv, &cache.keys, &self.pending)?;
+        rows::scatter(qkv, q + kv..q + 2 * kv, &cache.values, &self.pending)?;
+        Ok((&cache.keys, &cache.values))
+    }
+
+    pub(crate) fn pending(&self) -> usize {
+        self.pending.len()
+    }
+}
