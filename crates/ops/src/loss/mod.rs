@@ -324,7 +324,7 @@ impl<'a> Rows<'a> {
 
 /// Rows of a chunk: a function of the vocabulary alone, so that sums have one order. About 8 MiB of logits, but
 /// never so few rows that the products starve.
-fn chunk_rows(vocab: usize) -> usize {
+pub fn chunk_rows(vocab: usize) -> usize {
     ((2 << 20) / vocab.max(1)).clamp(128, 512)
 }
 
