@@ -208,7 +208,7 @@ mod tests {
             assert!((sum_of_squares(&t).unwrap() - squares).abs() <= 1e-12 * squares);
             let nonzero = x.iter().filter(|&&x| x != 0.0).count() as u64;
             assert_eq!(count_nonzero(&t).unwrap(), nonzero);
-            assert_eq!(max_abs(&t).unwrap(), x.iter().fold(0.0, |a, b| a.max(b.abs())));
+            assert_eq!(max_abs(&t).unwrap(), x.iter().fold(0f32, |a, b| a.max(b.abs())));
             assert!(all_finite(&t).unwrap());
         }
     }

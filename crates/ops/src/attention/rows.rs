@@ -7,6 +7,7 @@ use std::ops::Range;
 use multiversion::multiversion;
 
 use super::Segment;
+use crate::math::exp;
 use crate::vmath;
 
 /// The keys that a block of queries sees: a band along the diagonal.
@@ -78,7 +79,7 @@ pub(super) fn softmax(
                 vmath::map_max(row, |x, j| cap * vmath::tanh(x * inner) + alibi(slope, offset, j))
             }
         };
-        let sum = vmath::map_sum(row, |x| vmath::exp(x - max));
+        let sum = vmath::map_sum(row, |x| exp(x - max));
         inverse[i] = 1.0 / sum;
         lse[i] = max + sum.ln();
     }
@@ -104,9 +105,9 @@ pub(super) fn probabilities(
         let row = &mut row[visible.clone()];
         let scale = scoring.scale;
         match (scoring.softcap, scoring.slope) {
-            (None, None) => row.iter_mut().for_each(|x| *x = vmath::exp(*x * scale - lse)),
+            (None, None) => row.iter_mut().for_each(|x| *x = exp(*x * scale - lse)),
             (None, Some(slope)) => row.iter_mut().enumerate().for_each(|(j, x)| {
-                *x = vmath::exp(*x * scale + alibi(slope, offset, j) - lse);
+                *x = exp(*x * scale + alibi(slope, offset, j) - lse);
             }),
             (Some(cap), slope) => {
                 let slope = slope.unwrap_or(0.0);
@@ -115,7 +116,7 @@ pub(super) fn probabilities(
                 for (j, (x, d)) in row.iter_mut().zip(derivative).enumerate() {
                     let t = vmath::tanh(*x * inner);
                     *d = 1.0 - t * t;
-                    *x = vmath::exp(cap * t + alibi(slope, offset, j) - lse);
+                    *x = exp(cap * t + alibi(slope, offset, j) - lse);
                 }
             }
         }
@@ -183,7 +184,7 @@ pub(super) fn weighted_sum(out: &mut [f32], p: &[f32], v: &[f32], stride: usize)
     let len = out.len();
     for (j, &p) in p.iter().enumerate() {
         let v = &v[j * stride..j * stride + len];
-        out.iter_mut().zip(v).for_each(|(out, &v)| *out = p.mul_add(v, *out));
+        out.iter_mut().zip(v).for_each(|(out, &v)| *out += p * v);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use multiversion::multiversion;
 
+use crate::math::exp;
 use crate::vmath::{self, LANES};
 
 /// From a product `h W^T` to a logit.
@@ -51,7 +52,7 @@ pub(super) fn loss(
     let at_target = row[target];
     if by.softcap.is_none() && lesson.is_none() {
         // The exponentials become the gradient where they stand.
-        let sum = vmath::map_sum(row, |x| vmath::exp(x - max));
+        let sum = vmath::map_sum(row, |x| exp(x - max));
         if let Some(scale) = scale {
             let factor = scale / sum;
             row.iter_mut().for_each(|x| *x *= factor);
@@ -61,12 +62,12 @@ pub(super) fn loss(
     }
     let lse = max + sum_exp(row, 1.0, max).ln();
     let share = 1.0 - lesson.map_or(0.0, |lesson| lesson.weight);
-    let slope = |x: f32| by.softcap.map_or(1.0, |cap| (x / cap).mul_add(-(x / cap), 1.0));
+    let slope = |x: f32| by.softcap.map_or(1.0, |cap| 1.0 - (x / cap) * (x / cap));
     let mut kl = 0.0;
     match (lesson, scale) {
         (Some(lesson), scale) => kl = learn(row, lesson, (max, lse), scale, slope),
         (None, Some(scale)) => {
-            row.iter_mut().for_each(|x| *x = scale * vmath::exp(*x - lse) * slope(*x));
+            row.iter_mut().for_each(|x| *x = scale * exp(*x - lse) * slope(*x));
         }
         (None, None) => {}
     }
@@ -98,9 +99,9 @@ fn learn(
     let mut lanes = [0.0f32; LANES];
     let cell = |lane: &mut f32, x: &mut f32, t: f32| {
         let (a, b) = (t * inverse - teacher, *x * inverse - student);
-        let p = vmath::exp(a);
+        let p = exp(a);
         *lane += if p > 0.0 { p * (a - b) } else { 0.0 };
-        *x = (own * vmath::exp(*x - lse) + learnt * (vmath::exp(b) - p)) * slope(*x);
+        *x = (own * exp(*x - lse) + learnt * (exp(b) - p)) * slope(*x);
     };
     let (chunks, rest) = row.as_chunks_mut::<LANES>();
     let (taught_chunks, taught_rest) = lesson.logits.as_chunks::<LANES>();
@@ -122,11 +123,11 @@ fn sum_exp(row: &[f32], factor: f32, max: f32) -> f32 {
     let (chunks, rest) = row.as_chunks::<LANES>();
     for chunk in chunks {
         for i in 0..LANES {
-            lanes[i] += vmath::exp((chunk[i] - max) * factor);
+            lanes[i] += exp((chunk[i] - max) * factor);
         }
     }
     for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane += vmath::exp((x - max) * factor);
+        *lane += exp((x - max) * factor);
     }
     vmath::sum_lanes(lanes)
 }
