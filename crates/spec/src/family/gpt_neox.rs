@@ -92,6 +92,12 @@ pub(super) fn parse(keys: &mut Keys<'_>) -> Result<Parsed> {
         head: "embed_out",
         ignored_suffixes: &[".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"],
     };
-    let weights = names.weight_map(&spec);
+    let mut weights = names.weight_map(&spec);
+    // transformers 5 calls the head `lm_head`.
+    for row in &mut weights.rows {
+        if row.names.iter().any(|name| name == "embed_out.weight") {
+            row.names.push("lm_head.weight".to_owned());
+        }
+    }
     Ok(Parsed { family: "gpt_neox", spec, weights, activation_key: "hidden_act" })
 }
