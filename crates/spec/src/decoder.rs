@@ -161,7 +161,7 @@ impl Activation {
             Activation::Silu => Some("silu"),
             Activation::Gelu => Some("gelu"),
             Activation::GeluTanh => Some("gelu_new"),
-            Activation::Swish { beta } if beta == 1.702 => Some("quick_gelu"),
+            Activation::Swish { beta: 1.702 } => Some("quick_gelu"),
             Activation::Relu => Some("relu"),
             _ => None,
         }

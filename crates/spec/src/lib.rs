@@ -3,7 +3,7 @@
 //! A [`DecoderSpec`] says everything that forward code needs to know about a pretrained
 //! decoder, whatever its family. [`family`] reads a Hugging Face `config.json` into a
 //! spec and a [`WeightMap`]; [`ReluPlan`] turns a spec into a sparser one; [`flops`]
-//! counts what a token costs.
+//! counts what a token costs, [`memory`] the bytes it takes.
 
 mod decoder;
 mod error;

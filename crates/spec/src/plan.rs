@@ -189,3 +189,91 @@ fn check_length<T>(what: &str, values: Option<&PerLayer<T>>, layers: usize) -> R
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn spec(config: serde_json::Value) -> DecoderSpec {
+        crate::family::parse(&config).unwrap().spec
+    }
+
+    #[test]
+    fn no_plan_changes_nothing() {
+        for model_type in ["llama", "opt", "falcon", "gpt_neox", "gpt2"] {
+            let spec = spec(json!({"model_type": model_type}));
+            assert_eq!(ReluPlan::default().apply(&spec).unwrap(), spec);
+            assert_eq!(ReluPlan::stage(Stage::Dense).apply(&spec).unwrap(), spec);
+        }
+    }
+
+    #[test]
+    fn a_plan_changes_what_it_names_and_nothing_else() {
+        let spec = spec(json!({"model_type": "llama", "num_hidden_layers": 3}));
+        let mut expected = spec.clone();
+        for layer in &mut expected.layers {
+            layer.mlp.activation = Activation::Relu;
+        }
+        assert_eq!(ReluPlan::stage(Stage::One).apply(&spec).unwrap(), expected);
+        for layer in &mut expected.layers {
+            (layer.sites.qkv_in, layer.sites.up_in) = (SiteOp::Relu, SiteOp::Relu);
+        }
+        assert_eq!(ReluPlan::stage(Stage::Two).apply(&spec).unwrap(), expected);
+    }
+
+    #[test]
+    fn each_layer_can_have_its_own() {
+        let spec = spec(json!({"model_type": "llama", "num_hidden_layers": 3}));
+        let shifts = [0.1, 0.2, 0.3];
+        let mut plan = ReluPlan {
+            activation: Some(PerLayer::Each(
+                shifts.iter().map(|shift| Activation::ShiftedRelu { shift: *shift }).collect(),
+            )),
+            ..ReluPlan::default()
+        };
+        let ops = vec![SiteOp::Relu, SiteOp::Identity, SiteOp::FatRelu { threshold: 0.5 }];
+        plan.set_site(Site::DownIn, Some(PerLayer::Each(ops.clone())));
+        let text = serde_json::to_string(&plan).unwrap();
+        let read: ReluPlan = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, plan);
+        let applied = read.apply(&spec).unwrap();
+        for (n, layer) in applied.layers.iter().enumerate() {
+            assert_eq!(layer.mlp.activation, Activation::ShiftedRelu { shift: shifts[n] });
+            assert_eq!(layer.sites.down_in, ops[n]);
+            assert_eq!(layer.sites.qkv_in, SiteOp::Identity);
+        }
+    }
+
+    #[test]
+    fn lists_must_have_the_models_length() {
+        let spec = spec(json!({"model_type": "llama", "num_hidden_layers": 3}));
+        let short = ReluPlan {
+            activation: Some(PerLayer::Each(vec![Activation::Relu; 2])),
+            ..ReluPlan::default()
+        };
+        let why = short.apply(&spec).unwrap_err().to_string();
+        assert_eq!(why, "plan: `activation` lists 2 layers, the model has 3");
+        let mut long = ReluPlan::default();
+        long.set_site(Site::OIn, Some(PerLayer::Each(vec![SiteOp::Relu; 4])));
+        assert!(long.apply(&spec).unwrap_err().to_string().contains("`o` lists 4 layers"));
+    }
+
+    #[test]
+    fn a_shared_norm_feeds_both_or_none() {
+        let spec = spec(json!({"model_type": "falcon"}));
+        let mut plan = ReluPlan::stage(Stage::Two);
+        assert!(plan.apply(&spec).is_ok());
+        plan.set_site(Site::UpIn, None);
+        assert!(matches!(plan.apply(&spec), Err(Error::Plan { .. })));
+    }
+
+    #[test]
+    fn stages_are_numbers() {
+        for (number, stage) in [(0, Stage::Dense), (1, Stage::One), (2, Stage::Two)] {
+            assert_eq!(serde_json::to_value(stage).unwrap(), json!(number));
+            assert_eq!(serde_json::from_value::<Stage>(json!(number)).unwrap(), stage);
+        }
+        assert!(serde_json::from_value::<Stage>(json!(3)).is_err());
+    }
+}

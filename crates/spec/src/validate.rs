@@ -95,7 +95,7 @@ fn position(position: &Position) -> Check {
     match *position {
         Position::Rope { theta, rotary_dim, scaling, .. } => {
             positive("rope theta", theta)?;
-            if rotary_dim == 0 || rotary_dim % 2 != 0 {
+            if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
                 return Err(format!("{rotary_dim} rotary dimensions; they turn in pairs"));
             }
             match scaling {
@@ -134,7 +134,7 @@ fn check_layer(layer: &Layer, position: &Position) -> Check {
     size("kv_heads", attention.kv_heads)?;
     size("head_dim", attention.head_dim)?;
     size("heads * head_dim", attention.heads.saturating_mul(attention.head_dim))?;
-    if attention.heads % attention.kv_heads != 0 {
+    if !attention.heads.is_multiple_of(attention.kv_heads) {
         return Err(format!(
             "{} heads cannot share {} key/value heads",
             attention.heads, attention.kv_heads

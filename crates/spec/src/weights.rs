@@ -235,3 +235,65 @@ pub(crate) fn shape(spec: &DecoderSpec, slot: Slot) -> Vec<usize> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn row(layout: Layout) -> WeightRow {
+        WeightRow { slots: Vec::new(), names: Vec::new(), layout, transposed: false }
+    }
+
+    /// Every row of every slot once, and nothing else.
+    fn is_permutation(layout: Layout, rows: &[usize]) -> bool {
+        let order = row(layout).row_order(rows);
+        let all: BTreeSet<_> =
+            (0..rows.len()).flat_map(|slot| (0..rows[slot]).map(move |at| (slot, at))).collect();
+        order.len() == all.len() && order.into_iter().collect::<BTreeSet<_>>() == all
+    }
+
+    proptest! {
+        #[test]
+        fn concatenated_rows_are_a_permutation(rows in prop::collection::vec(0usize..9, 0..5)) {
+            prop_assert!(is_permutation(Layout::Concat, &rows));
+        }
+
+        #[test]
+        fn rows_by_head_are_a_permutation(heads in 1usize..7, head_dim in 1usize..9, slots in 1usize..4) {
+            let rows = vec![heads * head_dim; slots];
+            let layout = Layout::PerHead { head_dim };
+            prop_assert!(is_permutation(layout, &rows));
+        }
+
+        #[test]
+        fn rows_by_group_are_a_permutation(groups in 1usize..5, queries in 1usize..5, head_dim in 1usize..9) {
+            let kv = groups * head_dim;
+            let rows = [kv * queries, kv, kv];
+            let layout = Layout::PerGroup { queries, head_dim };
+            prop_assert!(is_permutation(layout, &rows));
+        }
+    }
+
+    #[test]
+    fn orders_by_hand() {
+        let order = |layout, rows: &[usize]| row(layout).row_order(rows);
+        assert_eq!(
+            order(Layout::PerHead { head_dim: 1 }, &[2, 2, 2]),
+            [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
+        );
+        assert_eq!(
+            order(Layout::PerGroup { queries: 2, head_dim: 1 }, &[4, 2, 2]),
+            [(0, 0), (0, 1), (1, 0), (2, 0), (0, 2), (0, 3), (1, 1), (2, 1)]
+        );
+    }
+
+    #[test]
+    fn a_layout_of_nothing_has_no_rows() {
+        assert!(row(Layout::PerHead { head_dim: 0 }).row_order(&[4, 4, 4]).is_empty());
+        assert!(row(Layout::PerGroup { queries: 1, head_dim: 0 }).row_order(&[4, 4, 4]).is_empty());
+    }
+}
