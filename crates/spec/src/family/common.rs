@@ -59,6 +59,7 @@ const IGNORED: &[&str] = &[
     "suppress_tokens",
     "task_specific_params",
     "temperature",
+    "tf_legacy_loss",
     "tokenizer_class",
     "top_k",
     "top_p",

@@ -817,3 +817,48 @@ fn gates_belong_to_gated_mlps_only() {
         assert_eq!(gated, row.is_some(), "{kind}");
     }
 }
+
+#[test]
+fn no_value_of_any_key_makes_it_panic() {
+    let odd = [
+        json!(0),
+        json!(-1),
+        json!(1),
+        json!(7),
+        json!(1u64 << 31),
+        json!(u64::MAX),
+        json!(0.3),
+        json!(-1e308),
+        json!(""),
+        json!("full_attention"),
+        json!(true),
+        json!(false),
+        json!(null),
+        json!([]),
+        json!([1, "a"]),
+        json!({}),
+        json!({"rope_type": "llama3", "factor": 0}),
+    ];
+    let more = json!({"head_dim": 8, "num_key_value_heads": 2, "num_kv_heads": 2, "n_inner": 9,
+        "rope_scaling": null, "rope_theta": 1.0, "rotary_pct": 0.25, "relufication": null,
+        "layer_types": null, "sliding_window": 4, "use_sliding_window": true, "ff_factor": 2,
+        "hidden_act_param": 1, "layer_norm_epsilon": 1e-5, "scale_attn_weights": true,
+        "partial_rotary_factor": 1.0, "max_position_embeddings": 64, "n_positions": 64});
+    for (_, config) in small() {
+        let keys: BTreeSet<String> = config
+            .as_object()
+            .unwrap()
+            .keys()
+            .chain(more.as_object().unwrap().keys())
+            .cloned()
+            .collect();
+        for key in keys {
+            for value in &odd {
+                // Accepted or refused, but with no panic; and what is accepted is valid.
+                if let Ok(model) = parse(&with(&config, json!({key.clone(): value}))) {
+                    assert_eq!(model.spec.validate(), Ok(()), "{key} = {value}");
+                }
+            }
+        }
+    }
+}
