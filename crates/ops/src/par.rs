@@ -60,8 +60,11 @@ split_arrays!(A a0 a1, B b0 b1, C c0 c1, D d0 d1);
 split_arrays!(A a0 a1, B b0 b1, C c0 c1, D d0 d1, E e0 e1);
 split_arrays!(A a0 a1, B b0 b1, C c0 c1, D d0 d1, E e0 e1, F f0 f1);
 
-/// Calls `f` on chunks of `grain` items out of `n`, on whichever threads the pool has.
+/// Calls `f` on chunks of `grain` items out of `n` (never on an empty one), on whichever threads the pool has.
 pub(crate) fn for_chunks<S: Split>(items: S, n: usize, grain: usize, f: &(impl Fn(S) + Sync)) {
+    if n == 0 {
+        return;
+    }
     if n <= grain {
         return f(items);
     }
