@@ -1,4 +1,5 @@
-//! AdamW in one pass over parameter, gradient and both moments (Loshchilov and Hutter, 2019), as PyTorch computes it.
+//! AdamW in one pass over parameter, gradient and both moments (Loshchilov and Hutter, 2019), as
+//! PyTorch computes it.
 
 use std::ops::Range;
 
@@ -37,12 +38,13 @@ pub struct AdamW {
 /// p -= lr/(1-beta1^t) * m / (sqrt(v)/sqrt(1-beta2^t) + eps)
 /// ```
 ///
-/// `t` counts steps from 1. `grad_scale` is the factor of gradient clipping. With `rows`, only those indices of the
-/// leading dimension move, moments included; the ranges must ascend and not overlap.
+/// `t` counts steps from 1. `grad_scale` is the factor of gradient clipping. With `rows`, only
+/// those indices of the leading dimension move, moments included; the ranges must ascend and not
+/// overlap.
 ///
 /// # Errors
-/// Shapes that differ, `t` = 0, rows out of range or not ascending, tensors that share memory, or no kernel for
-/// the device or dtype. Nothing is changed then.
+/// Shapes that differ, `t` = 0, rows out of range or not ascending, tensors that share memory, or
+/// no kernel for the device or dtype. Nothing is changed then.
 #[allow(clippy::too_many_arguments, reason = "the optimizer's four tensors and its numbers")]
 pub fn step(
     param: &Tensor,
@@ -89,7 +91,7 @@ pub fn step(
 /// The elements that move.
 fn element_ranges(param: &Tensor, rows: Option<&[Range<usize>]>) -> Result<Vec<Range<usize>>> {
     let Some(rows) = rows else {
-        return Ok(vec![0..param.elem_count()]);
+        return Ok(std::iter::once(0..param.elem_count()).collect());
     };
     let leading = param.dims().first().copied().unwrap_or(1);
     let width = param.elem_count().checked_div(leading).unwrap_or(0);

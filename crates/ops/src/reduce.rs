@@ -1,7 +1,7 @@
 //! Reductions over whole tensors, and the small in-place steps of a training loop.
 //!
-//! A tensor is cut into chunks of fixed size; partial results are combined in their order, whatever thread made
-//! them.
+//! A tensor is cut into chunks of fixed size; partial results are combined in their order, whatever
+//! thread made them.
 
 use candle_core::Tensor;
 use multiversion::multiversion;
@@ -45,8 +45,8 @@ pub fn count_nonzero_rows(t: &Tensor) -> Result<Vec<u64>> {
     Ok(data.par_chunks(width).with_min_len(64).map(nonzeros).collect())
 }
 
-/// How many elements of each column of a `[n, width]` tensor are not exactly 0: a column of zeros is a neuron
-/// that never fired.
+/// How many elements of each column of a `[n, width]` tensor are not exactly 0: a column of zeros
+/// is a neuron that never fired.
 ///
 /// # Errors
 /// As [`sum_of_squares`], or not two dimensions.
@@ -111,8 +111,9 @@ pub fn fill(t: &Tensor, value: f32) -> Result<()> {
     write_f32(t, OP, |data| data.par_chunks_mut(CHUNK).for_each(|chunk| chunk.fill(value)))
 }
 
-/// Counts of elements between `edges`, which ascend: `edges.len() + 1` of them. Count `b` is of the elements `x`
-/// with `edges[b-1] <= x < edges[b]`; the first has no lower and the last no upper end. NaN is in none.
+/// Counts of elements between `edges`, which ascend: `edges.len() + 1` of them. Count `b` is of the
+/// elements `x` with `edges[b-1] <= x < edges[b]`; the first has no lower and the last no upper
+/// end. NaN is in none.
 ///
 /// # Errors
 /// As [`sum_of_squares`], or edges that do not ascend.

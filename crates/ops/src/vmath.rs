@@ -4,20 +4,21 @@
 
 use crate::math::exp;
 
-/// Elements that loops with a sum or a maximum carry side by side: LLVM may not reorder float additions, so each
-/// lane has a sum of its own, and the lanes are added in a fixed order.
+/// Elements that loops with a sum or a maximum carry side by side: LLVM may not reorder float
+/// additions, so each lane has a sum of its own, and the lanes are added in a fixed order.
 pub(crate) const LANES: usize = 16;
 
 /// `tanh(x)` to about 2e-7 relative.
 ///
-/// `1 - 2 / (e^2x + 1)` loses digits near 0, where an odd polynomial (Cephes' `tanhf`) takes its place.
+/// `1 - 2 / (e^2x + 1)` loses digits near 0, where an odd polynomial (Cephes' `tanhf`) takes its
+/// place.
 #[inline(always)]
 pub(crate) fn tanh(x: f32) -> f32 {
     let far = 1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0);
     let far = far.copysign(x);
     let z = x * x;
     let mut p = -5.704_988_7e-3;
-    for c in [2.063_908_9e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_8] {
+    for c in [2.063_909e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_8] {
         p = z * p + c;
     }
     let near = x * z * p + x;
@@ -54,8 +55,8 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum_lanes(lanes)
 }
 
-/// Replaces each element by `f(element, index)` and returns the largest; minus infinity if there are none.
-/// A NaN may be passed over: it shows in the sum that follows.
+/// Replaces each element by `f(element, index)` and returns the largest; minus infinity if there
+/// are none. A NaN may be passed over: it shows in the sum that follows.
 #[inline(always)]
 pub(crate) fn map_max(row: &mut [f32], f: impl Fn(f32, usize) -> f32) -> f32 {
     let larger = |a: f32, b: f32| if a > b { a } else { b };

@@ -1,8 +1,8 @@
 //! Backward: blocks of queries of one head in turn, probabilities made again from the log-sum-exp.
 //!
-//! A task is a (segment, query head) and walks its blocks in order, so that the sums over queries in dK and dV
-//! have a fixed order without locks. Where query heads share a key head, each sums into buffers of its own,
-//! which are then added head after head.
+//! A task is a (segment, query head) and walks its blocks in order, so that the sums over queries
+//! in dK and dV have a fixed order without locks. Where query heads share a key head, each sums
+//! into buffers of its own, which are then added head after head.
 
 use rayon::prelude::*;
 
@@ -12,7 +12,8 @@ use super::rows::{self, Band};
 use super::{Problem, Segment};
 use crate::scratch;
 
-/// What forward saved and the gradient that comes in, both `[n_q, heads * head_dim]`; lse `[heads, n_q]`.
+/// What forward saved and the gradient that comes in, both `[n_q, heads * head_dim]`; lse `[heads,
+/// n_q]`.
 pub(super) struct Given<'a> {
     pub(super) out: &'a [f32],
     pub(super) lse: &'a [f32],
@@ -79,8 +80,9 @@ pub(super) fn run(problem: &Problem<'_>, segments: &[Segment], given: &Given<'_>
                         [(problem.k.start, panel), (problem.v.start, panel + head_dim)]
                     {
                         let to = place(start, segment.kv_start + j, kv_head);
-                        // SAFETY: the heads of one group are added by one task; segments share no keys, and
-                        // the columns of dK and dV are disjoint. The panels are only read by now.
+                        // SAFETY: the heads of one group are added by one task; segments share no
+                        // keys, and the columns of dK and dV are disjoint. The panels are only read
+                        // by now.
                         let (to, from) = unsafe {
                             (shared.slice(to, head_dim), shared_panels.slice(from, head_dim))
                         };
@@ -125,8 +127,8 @@ fn block(
         let dout_view = View::rows(dout, out_stride);
         product(ds, (rows, head_dim, n), dout_view, v.t());
         rows::row_dots(delta, out, dout, out_stride, head_dim);
-        // SAFETY: this task alone adds to the rows of dV and dK of its segment and head, and alone writes its
-        // head's columns of dQ.
+        // SAFETY: this task alone adds to the rows of dV and dK of its segment and head, and alone
+        // writes its head's columns of dQ.
         unsafe {
             let at = keys.dv.1 + band.first_key * keys.stride;
             let p = View::rows(p, n);

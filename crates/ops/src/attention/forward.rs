@@ -2,24 +2,21 @@
 
 use rayon::prelude::*;
 
+use super::few::{self, FEW};
 use super::matrix::{Shared, View, product};
 use super::rows::{self, Band};
 use super::{Problem, Segment};
 use crate::scratch;
 
-/// Queries of one task. Larger blocks waste more above the diagonal, smaller ones starve the products.
+/// Queries of one task. Larger blocks waste more above the diagonal, smaller ones starve the
+/// products.
 pub(super) const BLOCK: usize = 64;
 
-/// Up to this many queries (decoding) the products are bound by reading keys and values once, and packing
-/// them for a matrix product would double the traffic.
-const FEW: usize = 4;
-
-/// One task: queries `rows` of a segment, of one head.
-struct Task {
-    segment: Segment,
-    head: usize,
-    first: usize,
-    rows: usize,
+/// `rows` queries of a segment, from `first` on, of one head; or all of the few queries of a
+/// segment and of the heads that share a key head.
+enum Task {
+    Block { segment: Segment, head: usize, first: usize, rows: usize },
+    Few { segment: Segment, kv_head: usize },
 }
 
 /// Output `[n_q, heads * head_dim]` and log-sum-exp `[heads, n_q]`.
@@ -29,66 +26,66 @@ pub(super) fn run(problem: &Problem<'_>, segments: &[Segment], n_q: usize) -> (V
     let mut lse = vec![0.0; heads.heads * n_q];
     let mut tasks = Vec::new();
     for &segment in segments {
+        if segment.q_len <= FEW && segment.q_len > 0 {
+            tasks.extend((0..heads.kv_heads).map(|kv_head| Task::Few { segment, kv_head }));
+            continue;
+        }
         for head in 0..heads.heads {
-            tasks.extend((0..segment.q_len).step_by(BLOCK).map(|first| Task {
-                segment,
-                head,
-                first,
-                rows: BLOCK.min(segment.q_len - first),
+            tasks.extend((0..segment.q_len).step_by(BLOCK).map(|first| {
+                let rows = BLOCK.min(segment.q_len - first);
+                Task::Block { segment, head, first, rows }
             }));
         }
     }
     let (shared_out, shared_lse) = (Shared::new(&mut out), Shared::new(&mut lse));
-    tasks.par_iter().for_each(|task| {
-        let row = task.segment.q_start + task.first;
-        // SAFETY: a task owns `rows` entries of its head's row of `lse`: queries of segments are disjoint.
-        let lse = unsafe { shared_lse.slice(task.head * n_q + row, task.rows) };
-        block(problem, task, lse, shared_out);
+    tasks.par_iter().for_each(|task| match task {
+        Task::Few { segment, kv_head } => {
+            // SAFETY: segments share no queries, and tasks of a segment share no query head.
+            unsafe { few::run(problem, segment, *kv_head, n_q, (shared_out, shared_lse)) }
+        }
+        Task::Block { segment, head, first, rows } => {
+            // SAFETY: segments share no queries, and tasks of a segment and head no rows.
+            unsafe {
+                let lse = shared_lse.slice(head * n_q + segment.q_start + first, *rows);
+                block(problem, (segment, *head), (*first, *rows), lse, shared_out);
+            }
+        }
     });
     (out, lse)
 }
 
-fn block(problem: &Problem<'_>, task: &Task, lse: &mut [f32], out: Shared) {
-    let (segment, head_dim) = (&task.segment, problem.heads.head_dim);
-    let (head, rows) = (task.head, task.rows);
-    let band = Band::new(segment, task.first, rows, problem.heads.window);
+/// One block of queries.
+///
+/// # Safety
+/// Nobody else reads or writes the head's columns of these rows of `out` meanwhile.
+unsafe fn block(
+    problem: &Problem<'_>,
+    (segment, head): (&Segment, usize),
+    (first, rows): (usize, usize),
+    lse: &mut [f32],
+    out: Shared,
+) {
+    let head_dim = problem.heads.head_dim;
+    let band = Band::new(segment, first, rows, problem.heads.window);
     let kv_head = problem.kv_head(head);
-    let q = problem.q.head(head, segment.q_start + task.first);
-    let k = problem.k.head(kv_head, segment.kv_start + band.first_key);
-    let v = problem.v.head(kv_head, segment.kv_start + band.first_key);
-    let out_stride = problem.heads.heads * head_dim;
-    let out_at = (segment.q_start + task.first) * out_stride + head * head_dim;
-    let few = rows <= FEW;
+    let row = segment.q_start + first;
+    let key_row = segment.kv_start + band.first_key;
+    let q = View::rows(problem.q.head(head, row), problem.q.stride);
+    let k = View::rows(problem.k.head(kv_head, key_row), problem.k.stride);
+    let v = View::rows(problem.v.head(kv_head, key_row), problem.v.stride);
+    let stride = problem.heads.heads * head_dim;
+    let at = row * stride + head * head_dim;
 
     scratch::with(rows * band.keys + rows, |buffer| {
         let (scores, inverse) = buffer.split_at_mut(rows * band.keys);
-        if few {
-            rows::few_scores(scores, &band, head_dim, (q, problem.q.stride), (k, problem.k.stride));
-        } else {
-            let q = View::rows(q, problem.q.stride);
-            let k = View::rows(k, problem.k.stride);
-            product(scores, (rows, head_dim, band.keys), q, k.t());
-        }
+        product(scores, (rows, head_dim, band.keys), q, k.t());
         rows::softmax(scores, &band, &problem.scoring(head), lse, inverse);
-        if !few {
-            let v = View::rows(v, problem.v.stride);
-            let p = View::rows(scores, band.keys);
-            // SAFETY: a task owns its head's columns of its rows of `out`.
-            unsafe { out.product(out_at, out_stride, (rows, band.keys, head_dim), p, v, false) }
-        }
+        let p = View::rows(scores, band.keys);
+        // SAFETY: by the caller's promise.
+        unsafe { out.product(at, stride, (rows, band.keys, head_dim), p, v, false) }
         for (i, &inverse) in inverse.iter().enumerate() {
-            // SAFETY: as above.
-            let out = unsafe { out.slice(out_at + i * out_stride, head_dim) };
-            if few {
-                let visible = band.visible(i);
-                let p = &scores[i * band.keys..][visible.clone()];
-                rows::weighted_sum(
-                    out,
-                    p,
-                    &v[visible.start * problem.v.stride..],
-                    problem.v.stride,
-                );
-            }
+            // SAFETY: by the caller's promise.
+            let out = unsafe { out.slice(at + i * stride, head_dim) };
             out.iter_mut().for_each(|x| *x *= inverse);
         }
     });

@@ -30,8 +30,8 @@ pub(super) struct Shared {
     len: usize,
 }
 
-// SAFETY: a `Shared` is only an address; its unsafe methods make the caller promise that no two threads touch
-// the same element.
+// SAFETY: a `Shared` is only an address; its unsafe methods make the caller promise that no two
+// threads touch the same element.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
@@ -52,7 +52,8 @@ impl Shared {
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(at), len) }
     }
 
-    /// `dst (+)= a b` for the `m x n` matrix whose first element is `at` and whose rows are `stride` apart.
+    /// `dst (+)= a b` for the `m x n` matrix whose first element is `at` and whose rows are
+    /// `stride` apart.
     ///
     /// # Safety
     /// The buffer is alive and nobody else reads or writes these elements meanwhile.

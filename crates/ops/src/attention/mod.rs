@@ -1,12 +1,14 @@
 //! Causal attention over packed segments: `out = softmax(mask(scale * Q K^T)) V`, head by head.
 //!
-//! One [`Segment`] is one run of queries and the keys it may look at: a document in a packed batch, or the
-//! new tokens of a sequence and its KV cache. Work is cut into (segment, head, block of queries). A task holds
-//! the scores of its own block only, so no `T x T` matrix ever exists, and blocks above the diagonal
-//! or out of the window are never computed. Forward keeps the log-sum-exp of each row, from
-//! which backward makes the probabilities again (Dao et al., FlashAttention, 2022, section 3.1 and appendix B).
+//! One [`Segment`] is one run of queries and the keys it may look at: a document in a packed batch,
+//! or the new tokens of a sequence and its KV cache. Work is cut into (segment, head, block of
+//! queries). A task holds the scores of its own block only, so no `T x T` matrix ever exists, and
+//! blocks above the diagonal or out of the window are never computed. Forward keeps the log-sum-exp
+//! of each row, from which backward makes the probabilities again (Dao et al., FlashAttention,
+//! 2022, section 3.1 and appendix B).
 
 mod backward;
+mod few;
 mod forward;
 mod matrix;
 mod rows;
@@ -22,8 +24,8 @@ const OP: &str = "attention";
 
 /// Queries `q_start..q_start+q_len` attend to keys `kv_start..kv_start+kv_len`.
 ///
-/// The last query sits at the last key: query `i` sees key `j` iff `j <= kv_len-q_len+i` and, with a window,
-/// `j > kv_len-q_len+i-window`. `q_len` may be 0 and is at most `kv_len`.
+/// The last query sits at the last key: query `i` sees key `j` iff `j <= kv_len-q_len+i` and, with
+/// a window, `j > kv_len-q_len+i-window`. `q_len` may be 0 and is at most `kv_len`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// First row of the queries.
@@ -48,7 +50,8 @@ impl Segment {
 pub struct Heads {
     /// Query heads.
     pub heads: usize,
-    /// Key and value heads; divides `heads`. Query head `h` reads key head `h / (heads / kv_heads)`.
+    /// Key and value heads; divides `heads`. Query head `h` reads key head `h / (heads /
+    /// kv_heads)`.
     pub kv_heads: usize,
     /// Columns of one head.
     pub head_dim: usize,
@@ -58,8 +61,8 @@ pub struct Heads {
     pub window: Option<usize>,
     /// `score = cap * tanh(score / cap)` before masking (Gemma 2's `attn_logit_softcapping`).
     pub softcap: Option<f32>,
-    /// Slope of each query head: `score += slope * (j - i)` with `i`, `j` the positions of query and key
-    /// (Press et al., ALiBi, 2022); already scaled where the family scales it.
+    /// Slope of each query head: `score += slope * (j - i)` with `i`, `j` the positions of query
+    /// and key (Press et al., ALiBi, 2022); already scaled where the family scales it.
     pub alibi: Option<Vec<f32>>,
 }
 
@@ -104,12 +107,12 @@ pub struct Saved {
 
 /// Attention of each segment's queries over its keys.
 ///
-/// Serves training (`Qkv::packed`, one segment a document) and decoding (queries of the new tokens, keys and
-/// values of the cache). Segments may share keys but no queries.
+/// Serves training (`Qkv::packed`, one segment a document) and decoding (queries of the new tokens,
+/// keys and values of the cache). Segments may share keys but no queries.
 ///
 /// # Errors
-/// [`Error`] where shapes, columns, heads or segments do not fit one another, or there is no kernel for
-/// the device or dtype.
+/// [`Error`] where shapes, columns, heads or segments do not fit one another, or there is no kernel
+/// for the device or dtype.
 pub fn forward(qkv: &Qkv<'_>, segments: &[Segment], heads: &Heads) -> Result<Saved> {
     let sizes = check(qkv, segments, heads)?;
     let device = qkv.q.tensor.device();
@@ -123,14 +126,16 @@ pub fn forward(qkv: &Qkv<'_>, segments: &[Segment], heads: &Heads) -> Result<Sav
     })
 }
 
-/// The gradient of [`forward`] with respect to the packed tensor, `[n, width]`, from `dout`, the gradient of
-/// `saved.out`. Rows and columns that took no part get 0.
+/// The gradient of [`forward`] with respect to the packed tensor, `[n, width]`, from `dout`, the
+/// gradient of `saved.out`. Rows and columns that took no part get 0.
 ///
-/// With `P = exp(S - lse)`, `D = rowsum(dO * O)`: `dV = P^T dO`, `dS = P * (dO V^T - D)`, `dQ = scale dS K`,
-/// `dK = scale dS^T Q`, and `dS` times the derivative of the soft cap where there is one.
+/// With `P = exp(S - lse)`, `D = rowsum(dO * O)`: `dV = P^T dO`, `dS = P * (dO V^T - D)`, `dQ =
+/// scale dS K`, `dK = scale dS^T Q`, and `dS` times the derivative of the soft cap where there is
+/// one.
 ///
 /// # Errors
-/// As [`forward`]; also where `qkv` is not one packed tensor, `saved` or `dout` has another shape, or two segments share keys.
+/// As [`forward`]; also where `qkv` is not one packed tensor, `saved` or `dout` has another shape,
+/// or two segments share keys.
 pub fn backward(
     qkv: &Qkv<'_>,
     segments: &[Segment],

@@ -1,4 +1,5 @@
-//! The vector arithmetic between the matrix products: masks, softmax and its backward on a block of scores.
+//! The vector arithmetic between the matrix products: masks, softmax and its backward on a block of
+//! scores.
 //!
 //! A block is `[rows, keys]`, dense. Columns that a row does not see become exact zeros.
 
@@ -53,7 +54,8 @@ pub(super) struct Scoring {
     pub(super) slope: Option<f32>,
 }
 
-/// Turns products into `exp(score - max)`, `inverse[i]` into one over the row's sum, `lse[i]` into its log-sum-exp.
+/// Turns products into `exp(score - max)`, `inverse[i]` into one over the row's sum, `lse[i]` into
+/// its log-sum-exp.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 pub(super) fn softmax(
     scores: &mut [f32],
@@ -85,8 +87,8 @@ pub(super) fn softmax(
     }
 }
 
-/// Turns products into probabilities `exp(score - lse)`. With a soft cap, `slopes` (as large as the block, else empty) becomes its
-/// derivative.
+/// Turns products into probabilities `exp(score - lse)`. With a soft cap, `slopes` (as large as the
+/// block, else empty) becomes its derivative.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 pub(super) fn probabilities(
     scores: &mut [f32],
@@ -123,7 +125,8 @@ pub(super) fn probabilities(
     }
 }
 
-/// `dp` becomes the gradient of the products: `scale * slope * p * (dp - delta)`, 0 where a row does not see.
+/// `dp` becomes the gradient of the products: `scale * slope * p * (dp - delta)`, 0 where a row
+/// does not see.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 pub(super) fn score_gradient(
     p: &[f32],
@@ -158,33 +161,63 @@ pub(super) fn row_dots(delta: &mut [f32], a: &[f32], b: &[f32], stride: usize, l
     }
 }
 
-/// The products of a few queries with the keys they see, reading each key where it lies.
+/// Queries of the heads of one group: row `i` of head `g` at `i * stride + g * len`.
+pub(super) struct Grouped<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) stride: usize,
+    pub(super) group: usize,
+    pub(super) len: usize,
+}
+
+/// Products of a few queries with their keys, `[group, rows, keys]`, reading each key once.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 pub(super) fn few_scores(
     scores: &mut [f32],
     band: &Band,
-    len: usize,
-    (q, q_stride): (&[f32], usize),
-    (k, k_stride): (&[f32], usize),
+    q: &Grouped<'_>,
+    k: &[f32],
+    stride: usize,
 ) {
-    for i in 0..band.rows {
-        let q = &q[i * q_stride..i * q_stride + len];
-        let visible = band.visible(i);
-        let row = &mut scores[i * band.keys..][visible.clone()];
-        for (score, j) in row.iter_mut().zip(visible) {
-            *score = vmath::dot(q, &k[j * k_stride..j * k_stride + len]);
+    for j in 0..band.keys {
+        let k = &k[j * stride..j * stride + q.len];
+        for g in 0..q.group {
+            for i in 0..band.rows {
+                let at = i * q.stride + g * q.len;
+                let score = &mut scores[(g * band.rows + i) * band.keys + j];
+                *score = vmath::dot(&q.data[at..at + q.len], k);
+            }
         }
     }
 }
 
-/// `out = sum_j p[j] v_j` for rows `v_j` that are `stride` apart.
+/// `sums = p V` for a few rows of `p` `[n, keys]`, reading each value once; rows of `v` are
+/// `stride` apart.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-pub(super) fn weighted_sum(out: &mut [f32], p: &[f32], v: &[f32], stride: usize) {
-    out.fill(0.0);
-    let len = out.len();
-    for (j, &p) in p.iter().enumerate() {
+pub(super) fn few_outputs(
+    sums: &mut [f32],
+    p: &[f32],
+    keys: usize,
+    v: &[f32],
+    stride: usize,
+    len: usize,
+) {
+    sums.fill(0.0);
+    // Four values at a time, so that a sum is loaded and stored once for the four.
+    for j in (0..keys - keys % 4).step_by(4) {
+        let row = |i: usize| &v[(j + i) * stride..(j + i) * stride + len];
+        let (v0, v1, v2, v3) = (row(0), row(1), row(2), row(3));
+        for (sums, p) in sums.chunks_exact_mut(len).zip(p.chunks_exact(keys)) {
+            let p = &p[j..j + 4];
+            for (c, sum) in sums.iter_mut().enumerate() {
+                *sum += (p[0] * v0[c] + p[1] * v1[c]) + (p[2] * v2[c] + p[3] * v3[c]);
+            }
+        }
+    }
+    for j in keys - keys % 4..keys {
         let v = &v[j * stride..j * stride + len];
-        out.iter_mut().zip(v).for_each(|(out, &v)| *out += p * v);
+        for (sums, p) in sums.chunks_exact_mut(len).zip(p.chunks_exact(keys)) {
+            sums.iter_mut().zip(v).for_each(|(sum, v)| *sum += p[j] * v);
+        }
     }
 }
 

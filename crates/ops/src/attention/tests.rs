@@ -1,5 +1,5 @@
-//! Against the same formula in f64 with candle's autograd over its differentiable operations, and against central
-//! differences of that formula.
+//! Against the same formula in f64 with candle's autograd over its differentiable operations, and
+//! against central differences of that formula.
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use proptest::prelude::*;

@@ -1,9 +1,10 @@
-//! The head and its loss in one: `logits = h W^T`, cross-entropy and its gradient, a few rows at a time.
+//! The head and its loss in one: `logits = h W^T`, cross-entropy and its gradient, a few rows at a
+//! time.
 //!
-//! All logits of a batch are its largest tensor by far, so they never exist at once: a chunk of rows is
-//! multiplied out, turned into its own gradient in place, and multiplied into `dh` and `dW` before the next.
-//! Rows whose target is ignored are left out of the products. A teacher's logits go through the same chunks
-//! (Hinton et al., 2015: `(1-w) CE + w T^2 KL(teacher || student)`).
+//! All logits of a batch are its largest tensor by far, so they never exist at once: a chunk of
+//! rows is multiplied out, turned into its own gradient in place, and multiplied into `dh` and `dW`
+//! before the next. Rows whose target is ignored are left out of the products. A teacher's logits
+//! go through the same chunks (Hinton et al., 2015: `(1-w) CE + w T^2 KL(teacher || student)`).
 
 mod rows;
 mod score;
@@ -42,9 +43,11 @@ pub struct Head<'a> {
 /// Which gradients are wanted besides that of the hidden states.
 #[derive(Clone, Debug)]
 pub struct Backward<'a> {
-    /// Gradients are `scale` times those of the summed loss: one over the number of target tokens gives the mean's.
+    /// Gradients are `scale` times those of the summed loss: one over the number of target tokens
+    /// gives the mean's.
     pub scale: f32,
-    /// The gradient of these rows of the weight, written to the same rows of a tensor of the weight's shape.
+    /// The gradient of these rows of the weight, written to the same rows of a tensor of the
+    /// weight's shape.
     pub dweight: Option<(Range<usize>, Dest<'a>)>,
     /// The gradient of the bias, `[vocab]`.
     pub dbias: Option<Dest<'a>>,
@@ -78,8 +81,8 @@ pub struct LossOut {
     pub sum: f64,
     /// The number of those targets.
     pub count: usize,
-    /// `KL(teacher || student)` at the temperature, summed over the same rows, without weight or `T^2`: see
-    /// [`Teacher::objective`]. 0 without a teacher.
+    /// `KL(teacher || student)` at the temperature, summed over the same rows, without weight or
+    /// `T^2`: see [`Teacher::objective`]. 0 without a teacher.
     pub kl_sum: f64,
     /// `[n, width]` if a backward was asked for; 0 in ignored rows.
     pub dh: Option<Tensor>,
@@ -89,8 +92,8 @@ pub struct LossOut {
 ///
 /// # Errors
 /// Shapes that do not fit, a target that is neither [`IGNORE`] nor below the vocabulary
-/// ([`Error::TokenOutOfRange`]), a gradient destination that shares memory with an input, or no kernel
-/// for the device or dtype.
+/// ([`Error::TokenOutOfRange`]), a gradient destination that shares memory with an input, or no
+/// kernel for the device or dtype.
 pub fn cross_entropy(
     h: &Tensor,
     head: &Head<'_>,
@@ -123,11 +126,14 @@ pub fn cross_entropy(
     Ok(LossOut { sum, count: active.len(), kl_sum, dh })
 }
 
+/// The whole gradient of the weight, the rows of it to write, and how.
+type WeightGrad<'a> = (&'a mut [f32], (Range<usize>, Accum));
+
 /// Where the gradients of a run go.
 struct Grads<'a> {
     scale: f32,
     dh: &'a mut [f32],
-    dw: Option<(&'a mut [f32], (Range<usize>, Accum))>,
+    dw: Option<WeightGrad<'a>>,
     db: Option<(&'a mut [f32], Accum)>,
 }
 
@@ -192,7 +198,8 @@ fn run(
 }
 
 impl Grads<'_> {
-    /// Prepares what is to be overwritten. The first chunk's product overwrites `dW`, unless there is none.
+    /// Prepares what is to be overwritten. The first chunk's product overwrites `dW`, unless there
+    /// is none.
     fn begin(&mut self, width: usize, no_chunk: bool) {
         if let Some((dw, (rows, Accum::Overwrite))) = &mut self.dw
             && no_chunk
@@ -322,8 +329,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Rows of a chunk: a function of the vocabulary alone, so that sums have one order. About 8 MiB of logits, but
-/// never so few rows that the products starve.
+/// Rows of a chunk: a function of the vocabulary alone, so that sums have one order. About 8 MiB of
+/// logits, but never so few rows that the products starve.
 pub fn chunk_rows(vocab: usize) -> usize {
     ((2 << 20) / vocab.max(1)).clamp(128, 512)
 }

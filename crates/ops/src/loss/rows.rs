@@ -38,8 +38,8 @@ pub(super) fn adjust_row(row: &mut [f32], by: Adjust<'_>) {
     adjust(row, by);
 }
 
-/// Cross-entropy of a row and its divergence from the teacher. With `scale`, the row becomes the gradient of `scale` times
-/// the objective; else its content is lost.
+/// Cross-entropy of a row and its divergence from the teacher. With `scale`, the row becomes the
+/// gradient of `scale` times the objective; else its content is lost.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 pub(super) fn loss(
     row: &mut [f32],
@@ -77,10 +77,11 @@ pub(super) fn loss(
     (f64::from(lse) - f64::from(at_target), kl)
 }
 
-/// The divergence from the teacher; with `scale` the row becomes the gradient, but for the target's `-1`.
+/// The divergence from the teacher; with `scale` the row becomes the gradient, but for the target's
+/// `-1`.
 ///
-/// With `a`, `b` the log-probabilities of teacher and student at temperature T: `KL = sum e^a (a - b)`, and
-/// its gradient in the logits is `(e^b - e^a) / T`.
+/// With `a`, `b` the log-probabilities of teacher and student at temperature T: `KL = sum e^a (a -
+/// b)`, and its gradient in the logits is `(e^b - e^a) / T`.
 #[inline(always)]
 fn learn(
     row: &mut [f32],

@@ -16,7 +16,8 @@ pub struct TokenScore {
     pub greedy: bool,
 }
 
-/// Scores of the targets, one a row of `h` `[n, width]`. A row whose target is [`super::IGNORE`] gets the neutral score: log-probability 0, greedy.
+/// Scores of the targets, one a row of `h` `[n, width]`. A row whose target is [`super::IGNORE`]
+/// gets the neutral score: log-probability 0, greedy.
 ///
 /// # Errors
 /// As [`super::cross_entropy`].

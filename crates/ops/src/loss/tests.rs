@@ -1,4 +1,5 @@
-//! Against the same formula in f64 with candle's autograd, and against central differences of that formula.
+//! Against the same formula in f64 with candle's autograd, and against central differences of that
+//! formula.
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use proptest::prelude::*;
@@ -76,7 +77,8 @@ struct Case {
     ignored: usize,
 }
 
-/// Loss and all gradients of random data against the formula, gradients once overwritten and once added.
+/// Loss and all gradients of random data against the formula, gradients once overwritten and once
+/// added.
 fn check(seed: u64, case: &Case) {
     let rng = &mut ChaCha8Rng::seed_from_u64(seed);
     let Case { n, width, vocab, .. } = *case;
