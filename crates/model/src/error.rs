@@ -147,6 +147,12 @@ pub enum Error {
     /// A call whose arguments do not fit one another.
     #[error("{0}")]
     Invalid(String),
+    /// A model that cannot be handed on to others.
+    #[error("no export: {why}")]
+    Export {
+        /// Why.
+        why: String,
+    },
     /// No tensor of that name.
     #[error("the checkpoint has no tensor `{0}`")]
     NoSuchTensor(String),

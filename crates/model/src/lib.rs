@@ -9,6 +9,7 @@ mod cache;
 pub mod checkpoint;
 mod decoder;
 mod error;
+pub mod export;
 mod generate;
 mod gradients;
 mod layer;
