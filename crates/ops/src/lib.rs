@@ -27,6 +27,7 @@ mod par;
 pub mod pointwise;
 pub mod reduce;
 pub mod rope;
+pub mod rows;
 mod scratch;
 mod vmath;
 

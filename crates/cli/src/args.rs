@@ -1,0 +1,58 @@
+//! The command line as a whole; each command's own arguments stand beside its code.
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+use crate::commands;
+
+/// Make pretrained language models sparse with ReLU, fine-tune them back, and prove what it
+/// cost and saved.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    propagate_version = true,
+    after_help = "Examples:
+  relufy quickstart                                  # the whole job, offline, in minutes
+  relufy inspect org/model                           # what a model is and costs
+  relufy surgery org/model --stage 1 -o model-s1     # ReLU in place of SiLU or GELU
+  relufy train configs/tinystories/s1.toml           # fine-tune until it has recovered
+  relufy eval model-s1 --tasks arc_easy,piqa -o runs/s1
+  relufy table runs/dense runs/s1                    # accuracy against FLOPs
+
+Exit codes: 0 success, 1 failure, 2 bad input, 130 interrupted.
+Models are Hugging Face folders or hub ids (org/name[@revision]); HF_ENDPOINT, HF_HOME,
+HF_TOKEN and HF_HUB_OFFLINE are honoured. RELUFY_LOG sets the log level (warn, info, debug)."
+)]
+pub struct Args {
+    /// Threads for the arithmetic; all cores by default.
+    #[arg(long, global = true, value_name = "N", env = "RELUFY_THREADS")]
+    threads: Option<std::num::NonZeroUsize>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Args {
+    /// Sizes the thread pool before anybody uses it.
+    pub fn use_threads(&self) -> anyhow::Result<()> {
+        match self.threads {
+            None => Ok(()),
+            Some(threads) => rayon::ThreadPoolBuilder::new()
+                .num_threads(threads.get())
+                .build_global()
+                .context("cannot start the threads"),
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Inspect(commands::inspect::Inspect),
+    Init(commands::init::Init),
+    Train(commands::train::Train),
+    Eval(commands::eval::Eval),
+    Table(commands::table::Table),
+    Generate(commands::generate::Generate),
+    Probe(commands::probe::Probe),
+    Bench(commands::bench::Bench),
+    Completions(commands::completions::Completions),
+}

@@ -1,0 +1,129 @@
+//! `relufy generate`: text from a prompt, token by token.
+
+use std::io::{IsTerminal, Read, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use candle_core::{Device, Tensor};
+use candle_transformers::generation::{LogitsProcessor, Sampling};
+use relufy_model::{Checkpoint, generate};
+use relufy_spec::{ReluPlan, Stage};
+
+use crate::progress::Bars;
+
+/// Continue a prompt; the text appears as it is made.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  relufy generate MODEL --prompt 'Once upon a time'
+  relufy generate MODEL --prompt 'Once upon a time' --temperature 0.8 --top-p 0.95 --seed 7
+  cat prompt.txt | relufy generate MODEL --prompt -
+Greedy unless a temperature is given.")]
+pub struct Generate {
+    /// Folder or hub id.
+    model: String,
+    /// The text to continue; `-` reads it from standard input.
+    #[arg(short, long)]
+    prompt: String,
+    /// At most so many new tokens.
+    #[arg(short = 'n', long, default_value_t = 200)]
+    max_new_tokens: usize,
+    /// 0 is greedy; 1 samples the model's own distribution.
+    #[arg(short, long, default_value_t = 0.0)]
+    temperature: f64,
+    /// Sample among the K most likely tokens only.
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Sample among the most likely tokens that make up the probability P.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
+    /// Seed of the sampling.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Surgery in memory before the run: 0 (none), 1 or 2.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
+    stage: u8,
+    /// Do not print the prompt itself.
+    #[arg(long)]
+    no_echo: bool,
+}
+
+impl Generate {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let sampling = self.sampling()?;
+        let prompt = match self.prompt.as_str() {
+            "-" => {
+                let mut text = String::new();
+                std::io::stdin().read_to_string(&mut text).context("standard input")?;
+                text
+            }
+            text => text.to_owned(),
+        };
+        let checkpoint = Checkpoint::resolve(&self.model, &Bars::default())?;
+        let tokenizer = checkpoint.tokenizer()?;
+        let stage = Stage::try_from(self.stage).map_err(anyhow::Error::msg)?;
+        let decoder = checkpoint.load_with(&Device::Cpu, &ReluPlan::stage(stage))?;
+
+        let mut ids = tokenizer.encode(&prompt, true)?;
+        if ids.is_empty() {
+            // An empty prompt is the beginning of a text.
+            ids.extend(tokenizer.prefix_token());
+        }
+        let mut processor = LogitsProcessor::from_sampling(self.seed, sampling);
+        let mut stream = tokenizer.stream(true);
+        let mut out = std::io::stdout().lock();
+        if !self.no_echo {
+            write!(out, "{prompt}")?;
+            out.flush()?;
+        }
+        let started = Instant::now();
+        let mut broken = None;
+        let made = generate(
+            &decoder,
+            &ids,
+            self.max_new_tokens,
+            tokenizer.eos_ids(),
+            |logits| -> anyhow::Result<u32> {
+                Ok(processor.sample(&Tensor::from_slice(logits, logits.len(), &Device::Cpu)?)?)
+            },
+            |token| {
+                let shown = stream.push(token).map_err(anyhow::Error::from).and_then(|text| {
+                    out.write_all(text.unwrap_or_default().as_bytes())?;
+                    Ok(out.flush()?)
+                });
+                broken = shown.err();
+                broken.is_none()
+            },
+        )?;
+        if let Some(error) = broken {
+            return Err(error);
+        }
+        if let Some(rest) = stream.finish()? {
+            write!(out, "{rest}")?;
+        }
+        writeln!(out)?;
+        if std::io::stderr().is_terminal() {
+            let seconds = started.elapsed().as_secs_f64();
+            eprintln!("{} tokens, {:.1} tokens/s", made.len(), made.len() as f64 / seconds);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn sampling(&self) -> anyhow::Result<Sampling> {
+        let Generate { temperature, top_k, top_p, .. } = *self;
+        if !(temperature >= 0.0 && temperature.is_finite()) {
+            bail!("--temperature {temperature}: expected 0 (greedy) or more");
+        }
+        if top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) || top_k == Some(0) {
+            bail!("expected --top-p above 0 and at most 1, and --top-k of at least 1");
+        }
+        Ok(match (temperature, top_k, top_p) {
+            (0.0, None, None) => Sampling::ArgMax,
+            (0.0, ..) => bail!("--top-k and --top-p need a --temperature above 0"),
+            (temperature, None, None) => Sampling::All { temperature },
+            (temperature, Some(k), None) => Sampling::TopK { k, temperature },
+            (temperature, None, Some(p)) => Sampling::TopP { p, temperature },
+            (temperature, Some(k), Some(p)) => Sampling::TopKThenTopP { k, p, temperature },
+        })
+    }
+}

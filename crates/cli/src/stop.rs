@@ -1,0 +1,27 @@
+//! Ctrl-C: the first asks a run to save and end, the second ends the program at once.
+
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+
+/// What a shell expects of a program that SIGINT ended.
+pub const INTERRUPTED: u8 = 130;
+
+/// A flag that SIGINT or SIGTERM raises.
+///
+/// # Errors
+/// The system refuses the handler.
+pub fn flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let raised = stop.clone();
+    ctrlc::set_handler(move || {
+        if raised.swap(true, Ordering::SeqCst) {
+            process::exit(i32::from(INTERRUPTED));
+        }
+        eprintln!("\nstopping after this step and saving; once more to stop at once");
+    })
+    .context("cannot watch for Ctrl-C")?;
+    Ok(stop)
+}
