@@ -83,6 +83,16 @@ impl TaskData {
     }
 }
 
+/// All records of one jsonl or parquet file, in order.
+///
+/// # Errors
+/// [`Error::Record`] naming file and record, [`Error::Io`].
+pub fn load_file(file: &Path) -> Result<Vec<Record>> {
+    let mut records = Vec::new();
+    read(file, &mut records)?;
+    Ok(records)
+}
+
 fn local_files(root: &Path, repo: &str, config: &str, split: &str) -> Result<Vec<PathBuf>> {
     let folder = root.join(repo).join(config);
     let found = ENDINGS.iter().map(|e| folder.join(format!("{split}.{e}"))).find(|f| f.is_file());

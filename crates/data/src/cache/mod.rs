@@ -162,12 +162,6 @@ impl TokenCache {
         Ok(TokenCache { map, header, table, mask, checksum: found })
     }
 
-    /// Ids in all.
-    #[cfg(test)]
-    pub(crate) fn tokens(&self) -> u64 {
-        self.header.tokens
-    }
-
     /// Documents in all.
     pub(crate) fn documents(&self) -> usize {
         self.header.documents as usize
