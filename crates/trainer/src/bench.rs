@@ -170,3 +170,27 @@ fn median(values: &[f64]) -> f64 {
         _ => sorted[middle],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_timed_learns() {
+        let tiny = Shape { hidden: 32, layers: 2, heads: 2, ffn: 48, vocab: 64, ..Shape::SMALL };
+        let first = train_steps(tiny, 1).unwrap();
+        let later = train_steps(tiny, 12).unwrap();
+        assert_eq!(later.step_ms.len(), 12);
+        assert!(later.last_loss < first.last_loss - 0.05);
+        assert!(later.tokens_per_second > 0.0);
+        let sum = later.parts.forward_backward + later.parts.clip + later.parts.adamw;
+        let mean = later.step_ms.iter().sum::<f64>() / 12.0;
+        assert!((sum - mean).abs() < 1e-6 * mean);
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+}

@@ -100,12 +100,6 @@ pub enum Error {
         /// Where the last good state is.
         saved: String,
     },
-    /// The files beside the weights could not be written.
-    #[error("writing the model's files: {why}")]
-    Export {
-        /// From whoever writes them.
-        why: crate::export::ExportError,
-    },
     /// The operating system refused.
     #[error("{}: {source}", path.display())]
     Io {

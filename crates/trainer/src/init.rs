@@ -116,3 +116,69 @@ fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use relufy_model::Checkpoint;
+
+    use super::*;
+
+    const TOML: &str = "model_type = 'opt'\narchitectures = ['OPTForCausalLM']\nhidden_size = 32\n\
+        ffn_dim = 64\nnum_hidden_layers = 2\nnum_attention_heads = 4\nvocab_size = 40\n\
+        max_position_embeddings = 32\nword_embed_proj_dim = 32\ninit_std = 0.1\n";
+
+    #[test]
+    fn a_random_model_opens_like_any_other_and_is_the_seed_s() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("opt.toml");
+        std::fs::write(&config, TOML).unwrap();
+        let make = |name: &str, seed: u64| {
+            let options = InitOptions {
+                config: config.clone(),
+                output: folder.path().join(name),
+                tokenizer: None,
+                seed,
+                std: None,
+                dtype: StoredDtype::Bf16,
+            };
+            init(&options)
+        };
+        let made = make("a", 1).unwrap();
+        let opened = Checkpoint::open(&made.path).unwrap();
+        assert_eq!(opened.config().spec.parameter_count(), made.parameters);
+        assert_eq!(opened.stored_dtype(), StoredDtype::Bf16);
+        opened.load(&Device::Cpu).unwrap();
+        let bytes = |name: &str| {
+            std::fs::read(folder.path().join(name).join("model.safetensors")).unwrap()
+        };
+        make("b", 1).unwrap();
+        make("c", 2).unwrap();
+        assert!(bytes("a") == bytes("b") && bytes("a") != bytes("c"));
+        assert!(matches!(make("a", 1), Err(Error::Model(_))), "an existing folder is kept");
+    }
+
+    #[test]
+    fn a_config_that_nobody_understands_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("config.json");
+        let output = folder.path().join("out");
+        for (text, why) in [
+            ("{\"model_type\": \"owl\"}", "owl"),
+            ("{\"model_type\": ", "EOF"),
+            ("{\"model_type\": \"llama\", \"rope_scalin\": 1}", "rope_scalin"),
+        ] {
+            std::fs::write(&config, text).unwrap();
+            let options = InitOptions {
+                config: config.clone(),
+                output: output.clone(),
+                tokenizer: None,
+                seed: 0,
+                std: None,
+                dtype: StoredDtype::F32,
+            };
+            let error = init(&options).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+            assert!(!output.exists());
+        }
+    }
+}

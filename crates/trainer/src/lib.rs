@@ -9,9 +9,10 @@
 pub mod bench;
 pub mod config;
 mod error;
-mod export;
 mod folder;
 mod freeze;
+#[cfg(test)]
+mod golden_test;
 mod init;
 mod metrics;
 mod observer;
@@ -29,7 +30,6 @@ mod validation;
 
 pub use config::TrainConfig;
 pub use error::{Error, Result};
-pub use export::{Export, ExportError};
 pub use init::{InitOptions, Initialised, init};
 pub use observer::{Observer, StepReport, Unobserved, Validation};
 pub use plan::Plan;

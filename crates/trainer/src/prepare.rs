@@ -1,16 +1,15 @@
 //! Everything that is read and checked before the first step: model, text, the run's
 //! folder and, for a resumed run, its newest checkpoint.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use candle_core::Device;
 use relufy_data::{Dataset, Hub, Packed, PackingConfig, Progress};
 use relufy_model::{Checkpoint, Decoder, Gradients, Recompute};
 use relufy_spec::memory::{TrainShape, train_memory, weight_bytes};
-use relufy_spec::{DecoderSpec, ReluPlan};
+use relufy_spec::{Activation, DecoderSpec, PerLayer, ReluPlan, Stage};
 
 use crate::config::TrainConfig;
-use crate::export::Export;
 use crate::folder::{OPTIMIZER, RunFolder, SavedCheckpoint};
 use crate::optimizer::{Decay, Optimizer};
 use crate::plan::Plan;
@@ -24,19 +23,17 @@ use crate::{Error, Result, freeze};
 pub struct Surroundings<'a> {
     /// Continue from the newest checkpoint of the run's folder.
     pub resume: bool,
-    /// Writes the files beside the weights for a plan that was applied in memory.
-    pub export: &'a dyn Export,
     /// Watches downloads and tokenisation.
     pub progress: &'a dyn Progress,
 }
 
-impl<'a> Trainer<'a> {
+impl Trainer {
     /// Reads and checks everything; writes nothing into the run's folder.
     ///
     /// # Errors
     /// A configuration, model or corpus that will not do; a folder that exists (or, with
     /// `resume`, is not this run's).
-    pub fn prepare(config: &TrainConfig, around: Surroundings<'a>) -> Result<Trainer<'a>> {
+    pub fn prepare(config: &TrainConfig, around: Surroundings<'_>) -> Result<Trainer> {
         config.validate()?;
         let folder = match around.resume {
             true => RunFolder::existing(&config.output_dir)?,
@@ -44,7 +41,7 @@ impl<'a> Trainer<'a> {
         };
         let saved = folder.checkpoints()?.pop();
         let source = Checkpoint::resolve(&config.model.path, around.progress)?;
-        let plan = relu_plan(config);
+        let plan = relu_plan(config, &source.config().spec);
         let spec = plan.apply(&source.config().spec)?;
         check_length(config, &spec)?;
         let dataset = open_dataset(config, &source, around.progress)?;
@@ -56,9 +53,10 @@ impl<'a> Trainer<'a> {
         let map = &source.config().weights;
         let selection =
             freeze::select(decoder.params(), map, spec.layers.len(), &config.freeze)?;
+        let source_hash = hash_files(&source.weight_files())?;
         let identity = Identity {
             corpus: dataset.fingerprint().to_string(),
-            model: model_fingerprint(&source, &plan)?,
+            model: hash([source_hash.as_bytes(), format!("{plan:?}").as_bytes()].into_iter()),
             batch: [
                 config.train.per_device_train_batch_size,
                 config.train.gradient_accumulation_steps,
@@ -76,7 +74,12 @@ impl<'a> Trainer<'a> {
         let gradients = Gradients::new(decoder.params(), &selection.trainable)?;
         let mut optimizer = Optimizer::new(&gradients, &config.optim, Decay::Matrices)?;
         if let Some(saved) = &saved {
-            optimizer.load(&saved.path.join(OPTIMIZER), decoder.params())?;
+            let path = saved.path.join(OPTIMIZER);
+            optimizer.load(&path, decoder.params())?;
+            if optimizer.steps() != saved.step {
+                let why = format!("holds step {} of checkpoint {}", optimizer.steps(), saved.step);
+                return Err(Error::damaged(path, why));
+            }
         }
         let terms = Terms {
             teacher: load_teacher(config, &source, around.progress)?,
@@ -99,7 +102,7 @@ impl<'a> Trainer<'a> {
             folder,
             source,
             plan,
-            export: around.export,
+            source_hash,
             schedule: Schedule::new(&config.optim, steps),
             decoder,
             gradients,
@@ -113,13 +116,23 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// The surgery that the configuration asks for.
-fn relu_plan(config: &TrainConfig) -> ReluPlan {
-    match (&config.model.plan, config.model.stage) {
-        (Some(plan), _) => plan.clone(),
-        (None, Some(stage)) => ReluPlan::stage(stage),
-        (None, None) => ReluPlan::default(),
+/// The surgery that the configuration asks for. By its stage, an activation that is sparse
+/// already stays what it is.
+fn relu_plan(config: &TrainConfig, spec: &DecoderSpec) -> ReluPlan {
+    let stage = match (&config.model.plan, config.model.stage) {
+        (Some(plan), _) => return plan.clone(),
+        (None, stage) => stage.unwrap_or_default(),
+    };
+    let mut plan = ReluPlan::stage(stage);
+    let activations = spec.layers.iter().map(|layer| layer.mlp.activation);
+    if stage >= Stage::One && activations.clone().any(Activation::is_sparse) {
+        let sparse = |activation: Activation| match activation.is_sparse() {
+            true => activation,
+            false => Activation::Relu,
+        };
+        plan.activation = Some(PerLayer::Each(activations.map(sparse).collect()));
     }
+    plan
 }
 
 fn check_length(config: &TrainConfig, spec: &DecoderSpec) -> Result<()> {
@@ -264,20 +277,14 @@ fn resolved_json(config: &TrainConfig) -> Result<serde_json::Value> {
     })
 }
 
-/// Hash of the weight files' contents and of the plan.
-fn model_fingerprint(source: &Checkpoint, plan: &ReluPlan) -> Result<String> {
+/// Hash of files, one after the other.
+fn hash_files(paths: &[PathBuf]) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
-    for path in source.weight_files() {
-        hash_file(&mut hasher, &path)?;
+    for path in paths {
+        let file = std::fs::File::open(path).map_err(|source| Error::io(path, source))?;
+        hasher.update_reader(file).map_err(|source| Error::io(path, source))?;
     }
-    hasher.update(format!("{plan:?}").as_bytes());
     Ok(hasher.finalize().to_hex().to_string())
-}
-
-fn hash_file(hasher: &mut blake3::Hasher, path: &Path) -> Result<()> {
-    let file = std::fs::File::open(path).map_err(|source| Error::io(path, source))?;
-    hasher.update_reader(file).map_err(|source| Error::io(path, source))?;
-    Ok(())
 }
 
 /// Hash of a list, each item with its length in front.

@@ -2,16 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use relufy_model::checkpoint::{StagedDir, save_weights};
+use relufy_model::checkpoint::{StagedDir, copy_companions, save_weights, write_config};
+use relufy_model::export::{source_of, write_trained_export};
+use relufy_spec::ReluPlan;
 
 use crate::config::TrainConfig;
-use crate::export::write_companions;
 use crate::folder::{OPTIMIZER, RunFolder};
 use crate::state::{self, TrainerState};
 use crate::trainer::Trainer;
 use crate::{Error, Result};
 
-impl Trainer<'_> {
+impl Trainer {
     /// Saves the present state as `checkpoint-N`, unless it is there already.
     pub(crate) fn save_checkpoint(&mut self) -> Result<PathBuf> {
         let target = self.folder.checkpoint(self.resume.step);
@@ -47,7 +48,16 @@ impl Trainer<'_> {
     /// A Hugging Face folder of the present weights.
     fn write_model(&self, folder: &Path) -> Result<()> {
         let source = &self.source;
-        write_companions(self.export, source, &self.plan, self.resume.tokens, folder)?;
+        if self.plan == ReluPlan::default() && source.config().relufication.is_none() {
+            copy_companions(source, folder)?;
+            write_config(folder, &source.config().json)?;
+        } else {
+            let mut origin = source_of(source);
+            if origin.revision.is_none() {
+                origin.weights_blake3 = Some(self.source_hash.clone());
+            }
+            write_trained_export(source, &self.plan, origin, self.resume.tokens, folder)?;
+        }
         save_weights(
             folder,
             self.decoder.spec(),

@@ -10,8 +10,8 @@ use relufy_ops::reduce;
 use relufy_spec::{LayerSlot, Position, ReluPlan, Slot};
 
 use crate::config::TrainConfig;
-use crate::export::Export;
 use crate::folder::RunFolder;
+use crate::metrics::Record;
 use crate::observer::{Observer, StepReport, Validation};
 use crate::optimizer::Optimizer;
 use crate::plan::Plan;
@@ -22,12 +22,13 @@ use crate::step::{self, StepLosses, Terms};
 use crate::{Error, Result, validation};
 
 /// A run that is ready to go.
-pub struct Trainer<'a> {
+pub struct Trainer {
     pub(crate) config: TrainConfig,
     pub(crate) folder: RunFolder,
     pub(crate) source: Checkpoint,
     pub(crate) plan: ReluPlan,
-    pub(crate) export: &'a dyn Export,
+    /// Hash of the source's weight files.
+    pub(crate) source_hash: String,
     pub(crate) schedule: Schedule,
     pub(crate) decoder: Decoder,
     pub(crate) gradients: Gradients,
@@ -67,7 +68,7 @@ struct Taken {
     grad_norm: f64,
 }
 
-impl Trainer<'_> {
+impl Trainer {
     /// What the run will do and take.
     pub fn plan(&self) -> &Plan {
         &self.run
@@ -113,7 +114,7 @@ impl Trainer<'_> {
         observer.started(&self.run);
         let mut last_loss = None;
         let mut last_validation = None;
-        if self.resume.step == 0 && self.config.train.eval_on_start {
+        if self.owes_validation() {
             last_validation = self.validate(&mut recorder, observer, &stopped)?;
         }
         let first = self.resume.step;
@@ -145,16 +146,15 @@ impl Trainer<'_> {
             if logged {
                 recorder.step(&mut self.state, &report)?;
             }
-            let every = |steps: u64| steps > 0 && step.is_multiple_of(steps);
-            let done = step == self.run.max_steps;
-            if every(self.config.train.eval_steps) || done {
+            if self.owes_validation() {
                 let validation = self.validate(&mut recorder, observer, &stopped)?;
                 if validation.is_none() && stopped() {
                     return self.interrupted(observer, last_loss, last_validation, started);
                 }
                 last_validation = validation.or(last_validation);
             }
-            if every(self.config.train.save_steps) || (done && self.config.train.save_steps > 0) {
+            let every = self.config.train.save_steps;
+            if every > 0 && (step.is_multiple_of(every) || step == self.run.max_steps) {
                 self.save(observer)?;
             }
         }
@@ -274,6 +274,20 @@ impl Trainer<'_> {
         let first = self.resume.sequences;
         let end = first + self.config.sequences_per_step();
         Error::NonFinite { what, step: self.resume.step + 1, first, end, saved }
+    }
+
+    /// Whether the split is to be evaluated at the present step and was not yet: a run that
+    /// was stopped meanwhile does so when it is resumed.
+    fn owes_validation(&self) -> bool {
+        let (step, every) = (self.resume.step, self.config.train.eval_steps);
+        let due = match step {
+            0 => self.config.train.eval_on_start,
+            step => step == self.run.max_steps || (every > 0 && step.is_multiple_of(every)),
+        };
+        let here = |record: &Record| {
+            record.contains_key("eval_loss") && record.get("step") == Some(&step.into())
+        };
+        due && !self.state.log_history.iter().rev().take(2).any(here)
     }
 
     fn validate(

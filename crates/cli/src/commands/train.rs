@@ -40,8 +40,7 @@ impl Train {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let config = TrainConfig::read(&self.config, &self.set)?;
         let bars = Bars::default();
-        let around =
-            Surroundings { resume: self.resume, export: &|_: &relufy_model::Checkpoint, _: &relufy_spec::ReluPlan, _: &Path| Err("x".into()), progress: &bars };
+        let around = Surroundings { resume: self.resume, progress: &bars };
         let mut trainer = Trainer::prepare(&config, around)?;
         trainer.measure()?;
         if self.dry_run {

@@ -24,6 +24,17 @@ pub struct ExportConfig {
     pub remote_code: bool,
 }
 
+impl ExportConfig {
+    /// Counts tokens of fine-tuning, in the block and in the file.
+    pub(super) fn add_tokens(&mut self, tokens: u64) {
+        self.relufication.tokens_trained += tokens;
+        let counted = self.relufication.tokens_trained.into();
+        if let Some(Value::Object(block)) = self.json.get_mut("relufication") {
+            block.insert("tokens_trained".to_owned(), counted);
+        }
+    }
+}
+
 /// The config of the model that `plan` makes of `config`. Plans add up: a model that was
 /// relufied before keeps what the new plan does not name, and its first source.
 ///

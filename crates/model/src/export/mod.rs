@@ -41,7 +41,22 @@ pub fn write_export(
     source: Source,
     folder: &Path,
 ) -> Result<ExportConfig> {
-    let export = export_config(checkpoint.config(), plan, source)?;
+    write_trained_export(checkpoint, plan, source, 0, folder)
+}
+
+/// As [`write_export`], for weights that were trained on so many tokens after the plan.
+///
+/// # Errors
+/// As [`write_export`].
+pub fn write_trained_export(
+    checkpoint: &Checkpoint,
+    plan: &ReluPlan,
+    source: Source,
+    tokens: u64,
+    folder: &Path,
+) -> Result<ExportConfig> {
+    let mut export = export_config(checkpoint.config(), plan, source)?;
+    export.add_tokens(tokens);
     copy_companions(checkpoint, folder)?;
     write_config(folder, &export.json)?;
     if export.remote_code {
