@@ -71,13 +71,13 @@ impl ChatTemplate {
             document.text.push_str(content);
             document.text.push_str(&after.replace("{eos}", eos));
             if role == "assistant" {
-                // White space behind the last turn's EOS would hide that the text has ended.
                 learnt_to = document.text.len();
             }
         }
         if learnt_to == 0 {
             return Err("no message of the assistant: nothing to learn".to_owned());
         }
+        // White space behind the last turn's EOS would hide that the text has ended.
         let end = document.text.trim_end().len();
         if !eos.is_empty()
             && learnt_to == document.text.len()

@@ -31,7 +31,8 @@ pub fn files(source: &SourceConfig, hub: &Hub, progress: &dyn Progress) -> Resul
     } else if given.contains(['*', '?', '[']) {
         let matches = glob::glob(given).map_err(|e| Error::config("path", e))?;
         for entry in matches {
-            let entry = entry.map_err(|e| Error::io(e.path().to_path_buf(), e.into()))?;
+            let entry =
+                entry.map_err(|e| Error::Io { path: e.path().to_path_buf(), source: e.into() })?;
             if entry.is_file() {
                 found.push(entry);
             }

@@ -79,7 +79,7 @@ impl<I> Records<I> {
                 let mut text = take_text(&mut record, "prompt")?;
                 let prompt = text.len();
                 text.push_str(&take_text(&mut record, "completion")?);
-                Ok(Document { text, masked: vec![0..prompt] })
+                Ok(Document { text, masked: std::iter::once(0..prompt).collect() })
             }
         }
     }

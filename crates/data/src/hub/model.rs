@@ -154,7 +154,8 @@ fn find_weights(
     has: impl Fn(&str) -> bool,
     fetch: impl Fn(&str) -> Result<PathBuf>,
 ) -> Result<Weights> {
-    let layouts: [(&str, fn(Vec<PathBuf>) -> Weights); 2] =
+    type Make = fn(Vec<PathBuf>) -> Weights;
+    let layouts: [(&str, Make); 2] =
         [("model.safetensors", Weights::Safetensors), ("pytorch_model.bin", Weights::PyTorch)];
     for (single, weights) in layouts {
         if has(single) {

@@ -76,7 +76,7 @@ impl RepoId {
 /// Where a repository's files come from.
 pub(super) enum Snapshot {
     /// The hub answered.
-    Remote(Remote),
+    Remote(Box<Remote>),
     /// The hub was not asked or did not answer.
     Cached { folder: PathBuf, commit: String, why: String },
 }
@@ -100,7 +100,7 @@ impl Hub {
             return cached(settings, id, "HF_HUB_OFFLINE forbids asking the hub".to_owned());
         }
         match Remote::open(settings, id) {
-            Ok(remote) => Ok(Snapshot::Remote(remote)),
+            Ok(remote) => Ok(Snapshot::Remote(Box::new(remote))),
             Err(error) => match status(&error) {
                 // The hub answers 401 for what does not exist, too.
                 Some(code @ (401 | 403 | 404)) => Err(Error::UnknownRepository {
