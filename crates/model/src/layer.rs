@@ -1,6 +1,6 @@
 //! What a layer's spec means to the arithmetic, worked out once.
 
-use relufy_ops::attention::Heads;
+use relufy_ops::attention::{Alibi, Heads};
 use relufy_ops::norm::NormKind;
 use relufy_ops::pointwise::Pointwise;
 use relufy_ops::rope::RopePairs;
@@ -52,7 +52,7 @@ impl LayerPlan {
                 scale: attention.scale as f32,
                 window: attention.window,
                 softcap: attention.softcap.map(|cap| cap as f32),
-                alibi: alibi_slopes(position, attention.heads, attention.scale),
+                alibi: alibi(position, attention.heads, attention.scale),
             },
             q_width: attention.q_width(),
             kv_width: attention.kv_width(),
@@ -103,20 +103,23 @@ fn site_op(op: SiteOp) -> Pointwise {
     }
 }
 
-/// ALiBi's slope of each head (Press et al. 2022): powers of `2^(-8/n)` for the largest
-/// power of two `n` up to `heads`, then every other power of `2^(-4/n)` for the rest.
-fn alibi_slopes(position: &Position, heads: usize, scale: f64) -> Option<Vec<f32>> {
-    let Position::Alibi { bf16_slopes, scaled } = position else { return None };
+/// ALiBi's penalty: slopes are powers of `2^(-8/n)` for the largest power of two `n` up to
+/// `heads`, then every other power of `2^(-4/n)` for the rest (Press et al. 2022).
+fn alibi(position: &Position, heads: usize, scale: f64) -> Option<Alibi> {
+    let Position::Alibi { bf16_slopes, scaled } = *position else { return None };
     let n = if heads.is_power_of_two() { heads } else { heads.next_power_of_two() / 2 };
     let base = |n: usize| 2f64.powf(-8.0 / n as f64);
     let first = (1..=n).map(|i| base(n).powi(i as i32));
     let rest = (0..heads - n).map(|i| base(2 * n).powi(2 * i as i32 + 1));
-    let slope = |slope: f64| {
-        let slope = slope as f32;
-        let slope = if *bf16_slopes { half::bf16::from_f32(slope).to_f32() } else { slope };
-        if *scaled { slope * scale as f32 } else { slope }
+    let stored = |slope: f64| match bf16_slopes {
+        true => half::bf16::from_f64(slope).to_f32(),
+        false => slope as f32,
     };
-    Some(first.chain(rest).map(slope).collect())
+    Some(Alibi {
+        slopes: first.chain(rest).map(stored).collect(),
+        factor: if scaled { scale as f32 } else { 1.0 },
+        bf16: bf16_slopes,
+    })
 }
 
 /// Which dimensions of a head form a rotary pair.

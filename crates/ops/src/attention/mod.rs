@@ -61,9 +61,28 @@ pub struct Heads {
     pub window: Option<usize>,
     /// `score = cap * tanh(score / cap)` before masking (Gemma 2's `attn_logit_softcapping`).
     pub softcap: Option<f32>,
-    /// Slope of each query head: `score += slope * (j - i)` with `i`, `j` the positions of query
-    /// and key (Press et al., ALiBi, 2022); already scaled where the family scales it.
-    pub alibi: Option<Vec<f32>>,
+    /// A linear penalty on the scores instead of positions in queries and keys.
+    pub alibi: Option<Alibi>,
+}
+
+/// ALiBi (Press et al. 2022): `score += factor * slope * (j - i)` with `i`, `j` the places of
+/// query and key in their segment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alibi {
+    /// One for each query head.
+    pub slopes: Vec<f32>,
+    /// On every penalty: 1, or the scores' own scale where a family scales both together.
+    pub factor: f32,
+    /// Each `slope * j` is rounded to bfloat16, and stands without `i`, which softmax does not
+    /// see (Hugging Face `modeling_falcon.py`, `build_alibi_tensor`).
+    pub bf16: bool,
+}
+
+impl From<Vec<f32>> for Alibi {
+    /// The penalty as published, with these slopes.
+    fn from(slopes: Vec<f32>) -> Alibi {
+        Alibi { slopes, factor: 1.0, bf16: false }
+    }
 }
 
 /// Columns of a `[n, width]` tensor, from `start_col` on.
@@ -235,7 +254,11 @@ impl<'a> Problem<'a> {
         rows::Scoring {
             scale: self.heads.scale,
             softcap: self.heads.softcap,
-            slope: self.heads.alibi.as_ref().map(|slopes| slopes[head]),
+            alibi: self.heads.alibi.as_ref().map(|alibi| rows::Penalty {
+                slope: alibi.slopes[head],
+                factor: alibi.factor,
+                bf16: alibi.bf16,
+            }),
         }
     }
 }
@@ -256,7 +279,7 @@ fn check(qkv: &Qkv<'_>, segments: &[Segment], heads: &Heads) -> Result<Sizes> {
     if n == 0 || kv_heads == 0 || head_dim == 0 || n % kv_heads != 0 {
         return Err(invalid(format!("{n} heads of {head_dim} columns over {kv_heads} key heads")));
     }
-    if heads.alibi.as_ref().is_some_and(|slopes| slopes.len() != n) {
+    if heads.alibi.as_ref().is_some_and(|alibi| alibi.slopes.len() != n) {
         return Err(invalid(format!("ALiBi wants one slope for each of {n} heads")));
     }
     if heads.softcap.is_some_and(|cap| cap.is_nan() || cap <= 0.0) {

@@ -39,10 +39,13 @@ impl Band {
         end.saturating_sub(self.window).max(self.first_key) - self.first_key..end - self.first_key
     }
 
-    /// Position of column 0 relative to the query of row `i`.
+    /// The keys' and the query's places that ALiBi's penalty of row `i` counts from.
     #[inline(always)]
-    fn offset(&self, i: usize) -> f32 {
-        -((self.position + i - self.first_key) as f32)
+    fn places(&self, i: usize) -> Places {
+        Places {
+            key: (self.first_key + self.visible(i).start) as f32,
+            query: (self.position + i) as f32,
+        }
     }
 }
 
@@ -50,8 +53,27 @@ impl Band {
 pub(super) struct Scoring {
     pub(super) scale: f32,
     pub(super) softcap: Option<f32>,
-    /// ALiBi's slope of this head.
-    pub(super) slope: Option<f32>,
+    /// ALiBi's penalty in this head.
+    pub(super) alibi: Option<Penalty>,
+}
+
+/// ALiBi's penalty in one head (see [`super::Alibi`]).
+#[derive(Clone, Copy)]
+pub(super) struct Penalty {
+    pub(super) slope: f32,
+    pub(super) factor: f32,
+    pub(super) bf16: bool,
+}
+
+impl Penalty {
+    const NONE: Penalty = Penalty { slope: 0.0, factor: 0.0, bf16: false };
+}
+
+/// Places within a segment: of the first visible key, and of the query.
+#[derive(Clone, Copy)]
+struct Places {
+    key: f32,
+    query: f32,
 }
 
 /// Turns products into `exp(score - max)`, `inverse[i]` into one over the row's sum, `lse[i]` into
@@ -69,16 +91,16 @@ pub(super) fn softmax(
         let visible = band.visible(i);
         row[..visible.start].fill(0.0);
         row[visible.end..].fill(0.0);
-        let offset = band.offset(i) + visible.start as f32;
+        let places = band.places(i);
         let row = &mut row[visible];
         let scale = scoring.scale;
-        let max = match (scoring.softcap, scoring.slope) {
+        let max = match (scoring.softcap, scoring.alibi) {
             (None, None) => vmath::map_max(row, |x, _| x * scale),
-            (None, Some(slope)) => vmath::map_max(row, |x, j| x * scale + alibi(slope, offset, j)),
-            (Some(cap), slope) => {
-                let slope = slope.unwrap_or(0.0);
+            (None, Some(penalty)) => vmath::map_max(row, |x, j| x * scale + alibi(penalty, places, j)),
+            (Some(cap), penalty) => {
+                let penalty = penalty.unwrap_or(Penalty::NONE);
                 let inner = scale / cap;
-                vmath::map_max(row, |x, j| cap * vmath::tanh(x * inner) + alibi(slope, offset, j))
+                vmath::map_max(row, |x, j| cap * vmath::tanh(x * inner) + alibi(penalty, places, j))
             }
         };
         let sum = vmath::map_sum(row, |x| exp(x - max));
@@ -103,22 +125,22 @@ pub(super) fn probabilities(
         let visible = band.visible(i);
         row[..visible.start].fill(0.0);
         row[visible.end..].fill(0.0);
-        let offset = band.offset(i) + visible.start as f32;
+        let places = band.places(i);
         let row = &mut row[visible.clone()];
         let scale = scoring.scale;
-        match (scoring.softcap, scoring.slope) {
+        match (scoring.softcap, scoring.alibi) {
             (None, None) => row.iter_mut().for_each(|x| *x = exp(*x * scale - lse)),
-            (None, Some(slope)) => row.iter_mut().enumerate().for_each(|(j, x)| {
-                *x = exp(*x * scale + alibi(slope, offset, j) - lse);
+            (None, Some(penalty)) => row.iter_mut().enumerate().for_each(|(j, x)| {
+                *x = exp(*x * scale + alibi(penalty, places, j) - lse);
             }),
-            (Some(cap), slope) => {
-                let slope = slope.unwrap_or(0.0);
+            (Some(cap), penalty) => {
+                let penalty = penalty.unwrap_or(Penalty::NONE);
                 let inner = scale / cap;
                 let derivative = &mut slopes[at + visible.start..at + visible.end];
                 for (j, (x, d)) in row.iter_mut().zip(derivative).enumerate() {
                     let t = vmath::tanh(*x * inner);
                     *d = 1.0 - t * t;
-                    *x = exp(cap * t + alibi(slope, offset, j) - lse);
+                    *x = exp(cap * t + alibi(penalty, places, j) - lse);
                 }
             }
         }
@@ -222,6 +244,19 @@ pub(super) fn few_outputs(
 }
 
 #[inline(always)]
-fn alibi(slope: f32, offset: f32, column: usize) -> f32 {
-    slope * (offset + column as i32 as f32)
+fn alibi(penalty: Penalty, places: Places, column: usize) -> f32 {
+    let key = places.key + column as i32 as f32;
+    let steep = if penalty.bf16 {
+        round_to_bf16(penalty.slope * key)
+    } else {
+        penalty.slope * (key - places.query)
+    };
+    penalty.factor * steep
+}
+
+/// To the nearest bfloat16, ties to even; in a form that vectorises.
+#[inline(always)]
+fn round_to_bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    f32::from_bits((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
 }

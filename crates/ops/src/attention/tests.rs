@@ -60,8 +60,15 @@ fn plain_head(
         let position = (s.kv_len - s.q_len + i) as i64;
         for j in 0..s.kv_len as i64 {
             let seen = j <= position && heads.window.is_none_or(|w| j > position - w as i64);
-            let slope = heads.alibi.as_ref().map_or(0.0, |slopes| f64::from(slopes[head]));
-            mask.push(if seen { slope * (j - position) as f64 } else { -1e30 });
+            let slope = heads.alibi.as_ref().map_or(0.0, |alibi| f64::from(alibi.factor * alibi.slopes[head]));
+            let penalty = match &heads.alibi {
+                Some(alibi) if alibi.bf16 => {
+                    let rounded = half::bf16::from_f32(alibi.slopes[head] * j as f32);
+                    f64::from(alibi.factor) * f64::from(rounded)
+                }
+                _ => slope * (j - position) as f64,
+            };
+            mask.push(if seen { penalty } else { -1e30 });
         }
     }
     let mask = Tensor::from_vec(mask, (s.q_len, s.kv_len), q.device()).unwrap();
@@ -140,11 +147,13 @@ fn window_softcap_and_alibi_together() {
     let segments = [Segment::document(0, 150), Segment::document(151, 7)];
     let slopes = vec![0.5, 0.25, 0.125, 0.0625];
     let all =
-        Heads { window: Some(67), softcap: Some(0.7), alibi: Some(slopes), ..heads(4, 2, 24) };
+        Heads { window: Some(67), softcap: Some(0.7), alibi: Some(slopes.into()), ..heads(4, 2, 24) };
     check(4, 160, &segments, &all);
     check(5, 160, &segments, &Heads { window: Some(1), ..heads(2, 1, 5) });
     check(6, 160, &segments, &Heads { softcap: Some(2.0), ..heads(2, 2, 16) });
-    check(7, 160, &segments, &Heads { alibi: Some(vec![1.0, -0.5]), ..heads(2, 2, 16) });
+    check(7, 160, &segments, &Heads { alibi: Some(vec![1.0, -0.5].into()), ..heads(2, 2, 16) });
+    let rounded = Alibi { slopes: vec![0.7, 0.3], factor: 0.25, bf16: true };
+    check(8, 160, &segments, &Heads { alibi: Some(rounded), ..heads(2, 2, 16) });
 }
 
 proptest! {
@@ -169,7 +178,7 @@ proptest! {
         }
         segments.reverse();
         let n = kv_heads * group;
-        let alibi = alibi.then(|| (1..=n).map(|h| 0.8 / h as f32).collect());
+        let alibi = alibi.then(|| (1..=n).map(|h| 0.8 / h as f32).collect::<Vec<_>>().into());
         check(seed, row + 1, &segments, &Heads { window, softcap, alibi, ..heads(n, kv_heads, head_dim) });
     }
 }
@@ -177,7 +186,7 @@ proptest! {
 #[test]
 fn decoding_from_a_cache_gives_the_rows_of_the_whole() {
     let mut rng = ChaCha8Rng::seed_from_u64(8);
-    let heads = Heads { window: Some(90), alibi: Some(vec![0.1; 4]), ..heads(4, 2, 20) };
+    let heads = Heads { window: Some(90), alibi: Some(vec![0.1; 4].into()), ..heads(4, 2, 20) };
     let (q, k, v) =
         (random(&mut rng, 200, 80), random(&mut rng, 210, 40), random(&mut rng, 210, 40));
     fn cols(tensor: &Tensor) -> Cols<'_> {
@@ -265,7 +274,7 @@ fn contradictions_are_errors() {
         heads(3, 2, 8),
         heads(0, 0, 8),
         heads(2, 1, 9),
-        Heads { alibi: Some(vec![1.0]), ..good.clone() },
+        Heads { alibi: Some(vec![1.0].into()), ..good.clone() },
         Heads { softcap: Some(0.0), ..good.clone() },
         Heads { window: Some(0), ..good.clone() },
     ] {
