@@ -119,12 +119,11 @@ fn spec_hint(error: &Spec) -> Option<&'static str> {
 
 fn trainer_hint(error: &relufy_trainer::Error) -> Option<&'static str> {
     use relufy_trainer::Error;
-    Some(match error {
-        Error::OutputExists { .. } => {
-            "continue the run with --resume, or set another output_dir (--set output_dir=...)"
-        }
-        Error::Changed { .. } => "restore what changed, or start a new run in another output_dir",
-        Error::NonFinite { .. } => "lower the learning rate, and resume from the saved checkpoint",
-        _ => return None,
-    })
+    match error {
+        // Wrapped errors are transparent: the chain shows their causes, but not themselves.
+        Error::Model(inner) => model_hint(inner),
+        Error::Data(inner) => inner.hint(),
+        Error::Spec(inner) => spec_hint(inner),
+        other => other.hint(),
+    }
 }

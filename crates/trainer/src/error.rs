@@ -110,10 +110,10 @@ pub enum Error {
     },
     /// From the model.
     #[error(transparent)]
-    Model(#[from] relufy_model::Error),
+    Model(Box<relufy_model::Error>),
     /// From the data.
     #[error(transparent)]
-    Data(#[from] relufy_data::Error),
+    Data(Box<relufy_data::Error>),
     /// From the arithmetic.
     #[error(transparent)]
     Ops(#[from] relufy_ops::Error),
@@ -125,11 +125,25 @@ pub enum Error {
     Tensor(#[from] candle_core::Error),
 }
 
+impl From<relufy_model::Error> for Error {
+    fn from(error: relufy_model::Error) -> Self {
+        Error::Model(Box::new(error))
+    }
+}
+
+impl From<relufy_data::Error> for Error {
+    fn from(error: relufy_data::Error) -> Self {
+        Error::Data(Box::new(error))
+    }
+}
+
 impl Error {
     /// What to do about it, where that can be said in general.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
-            Error::OutputExists { .. } => "choose another output_dir, or continue with --resume",
+            Error::OutputExists { .. } => {
+                "continue the run with --resume, or set another output_dir (--set output_dir=...)"
+            }
             Error::NotARun { .. } => "point output_dir at the folder of the run to resume",
             Error::Changed { .. } => {
                 "resume with the configuration the run was started with (train.toml in its folder), or start a new run"
@@ -140,7 +154,9 @@ impl Error {
             Error::NonFinite { .. } => {
                 "resume with a lower learning_rate, a longer warm-up or a smaller max_grad_norm"
             }
-            Error::Freeze { .. } => "patterns match checkpoint tensor names; `*` matches any characters",
+            Error::Freeze { .. } => {
+                "patterns match checkpoint tensor names; `*` matches any characters"
+            }
             _ => return None,
         })
     }

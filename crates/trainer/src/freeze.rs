@@ -70,8 +70,7 @@ fn slots_of<'a>(map: &'a WeightMap, name: &'a str) -> impl Iterator<Item = Slot>
 fn compile(key: &'static str, patterns: &[String], names: &[String]) -> Result<Vec<Pattern>> {
     let parse = |text: &String| {
         let refuse = |why: String| Error::Freeze { key, why };
-        let pattern =
-            Pattern::new(text).map_err(|error| refuse(format!("`{text}`: {error}")))?;
+        let pattern = Pattern::new(text).map_err(|error| refuse(format!("`{text}`: {error}")))?;
         if names.iter().any(|name| pattern.matches(name)) {
             return Ok(pattern);
         }

@@ -79,9 +79,10 @@ fn twelve_steps_as_in_pytorch() {
         let norms = list("grad_norms_before_clip");
         for (n, loss) in list("losses").into_iter().enumerate() {
             let terms = Terms::default();
-            let found = step::gradients(
-                &decoder, &batches, &terms, 0, &mut gradients, &mut NoTap, &|| false,
-            );
+            let found =
+                step::gradients(&decoder, &batches, &terms, 0, &mut gradients, &mut NoTap, &|| {
+                    false
+                });
             let found = found.unwrap().unwrap().loss;
             assert!((found - loss).abs() < 1e-4, "stage {stage}, step {n}: {found} for {loss}");
             let norm = gradients.global_norm().unwrap();
@@ -98,8 +99,7 @@ fn twelve_steps_as_in_pytorch() {
 #[cfg_attr(not(relufy_shared), ignore = "needs the shared goldens: set RELUFY_SHARED")]
 fn accumulation_equals_one_large_batch() {
     let whole = golden_batch();
-    let mut halves: Vec<Batch> =
-        whole.ids.chunks(40).map(|ids| batch(ids.to_vec(), 40)).collect();
+    let mut halves: Vec<Batch> = whole.ids.chunks(40).map(|ids| batch(ids.to_vec(), 40)).collect();
     let mut whole = whole;
     // Halves of unequal weight: most of the second row counts for nothing.
     for at in 5..35 {
@@ -114,9 +114,8 @@ fn accumulation_equals_one_large_batch() {
     let run = |batches: &[Batch]| {
         let trainable = Trainable::all(decoder.params());
         let mut gradients = Gradients::new(decoder.params(), &trainable).unwrap();
-        let losses = step::gradients(
-            &decoder, batches, &terms, 0, &mut gradients, &mut NoTap, &|| false,
-        );
+        let losses =
+            step::gradients(&decoder, batches, &terms, 0, &mut gradients, &mut NoTap, &|| false);
         (losses.unwrap().unwrap(), gradients)
     };
     let (loss, one) = run(&[whole]);

@@ -148,9 +148,8 @@ mod tests {
         assert_eq!(opened.config().spec.parameter_count(), made.parameters);
         assert_eq!(opened.stored_dtype(), StoredDtype::Bf16);
         opened.load(&Device::Cpu).unwrap();
-        let bytes = |name: &str| {
-            std::fs::read(folder.path().join(name).join("model.safetensors")).unwrap()
-        };
+        let bytes =
+            |name: &str| std::fs::read(folder.path().join(name).join("model.safetensors")).unwrap();
         make("b", 1).unwrap();
         make("c", 2).unwrap();
         assert!(bytes("a") == bytes("b") && bytes("a") != bytes("c"));

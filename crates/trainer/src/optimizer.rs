@@ -99,7 +99,14 @@ impl Optimizer {
             let rows = Some(slot.rows.as_slice());
             let scale = grad_scale as f32;
             adamw::step(
-                &param.tensor, gradient, &slot.m, &slot.v, &numbers, self.steps, scale, rows,
+                &param.tensor,
+                gradient,
+                &slot.m,
+                &slot.v,
+                &numbers,
+                self.steps,
+                scale,
+                rows,
             )?;
         }
         Ok(())
@@ -131,7 +138,8 @@ impl Optimizer {
         let file = std::fs::File::open(path).map_err(|source| Error::io(path, source))?;
         // SAFETY: the map is private to this function; should another process cut the file
         // meanwhile, reading it ends this one, as with any mapped weight file.
-        let bytes = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| Error::io(path, source))?;
+        let bytes =
+            unsafe { memmap2::Mmap::map(&file) }.map_err(|source| Error::io(path, source))?;
         let (_, header) =
             SafeTensors::read_metadata(&bytes).map_err(|error| Error::damaged(path, error))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|error| Error::damaged(path, error))?;
@@ -147,11 +155,15 @@ impl Optimizer {
         for slot in &self.slots {
             for (kind, tensor) in self.tensors(slot, params)? {
                 let name = name(kind, slot.id);
-                let stored =
-                    file.tensor(&name).map_err(|error| Error::damaged(path, format!("{name}: {error}")))?;
+                let stored = file
+                    .tensor(&name)
+                    .map_err(|error| Error::damaged(path, format!("{name}: {error}")))?;
                 if stored.dtype() != Dtype::F32 || stored.shape() != tensor.dims() {
                     let (expected, found) = (tensor.dims(), stored.shape());
-                    let why = format!("{name}: expected F32 {expected:?}, found {} {found:?}", stored.dtype());
+                    let why = format!(
+                        "{name}: expected F32 {expected:?}, found {} {found:?}",
+                        stored.dtype()
+                    );
                     return Err(Error::damaged(path, why));
                 }
                 buffer::write_f32(tensor, OP, |target| {
@@ -169,9 +181,9 @@ impl Optimizer {
         slot: &'a Slot,
         params: &'a Params,
     ) -> Result<[(&'static str, &'a Tensor); 3]> {
-        let master = params.get(slot.id).ok_or_else(|| {
-            relufy_model::Error::Invalid(format!("no parameter {:?}", slot.id))
-        })?;
+        let master = params
+            .get(slot.id)
+            .ok_or_else(|| relufy_model::Error::Invalid(format!("no parameter {:?}", slot.id)))?;
         Ok([("master", master), ("m", &slot.m), ("v", &slot.v)])
     }
 }

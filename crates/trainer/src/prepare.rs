@@ -51,8 +51,7 @@ impl Trainer {
             Some(saved) => (load_saved(saved, &spec)?, Some(state::read(&saved.path)?)),
         };
         let map = &source.config().weights;
-        let selection =
-            freeze::select(decoder.params(), map, spec.layers.len(), &config.freeze)?;
+        let selection = freeze::select(decoder.params(), map, spec.layers.len(), &config.freeze)?;
         let source_hash = hash_files(&source.weight_files())?;
         let identity = Identity {
             corpus: dataset.fingerprint().to_string(),
@@ -180,8 +179,10 @@ fn load_teacher(
     progress: &dyn Progress,
 ) -> Result<Option<Teacher>> {
     let Some(distill) = &config.distill else { return Ok(None) };
-    let other = distill.teacher.as_ref();
-    let other = other.map(|teacher| Checkpoint::resolve(teacher, progress)).transpose()?;
+    let other = match &distill.teacher {
+        Some(reference) => Some(Checkpoint::resolve(reference, progress)?),
+        None => None,
+    };
     let teacher = other.as_ref().unwrap_or(source);
     let (expected, found) = (source.config().spec.vocab, teacher.config().spec.vocab);
     if expected != found {
@@ -202,9 +203,10 @@ fn load_teacher(
 /// The optimiser steps of the run; the last one may go past `max_tokens` or the epoch.
 fn total_steps(config: &TrainConfig, train: &Packed) -> u64 {
     let per_step = config.sequences_per_step();
-    let epochs = config.train.num_train_epochs.map(|epochs| {
-        (epochs * train.sequences() as f64 / per_step as f64).ceil() as u64
-    });
+    let epochs = config
+        .train
+        .num_train_epochs
+        .map(|epochs| (epochs * train.sequences() as f64 / per_step as f64).ceil() as u64);
     let tokens = config.train.max_tokens.map(|tokens| tokens.div_ceil(config.tokens_per_step()));
     config.train.max_steps.or(tokens).or(epochs).unwrap_or(0)
 }

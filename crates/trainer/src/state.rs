@@ -121,12 +121,7 @@ impl ResumeState {
     }
 }
 
-fn difference(
-    at: &str,
-    a: &serde_json::Value,
-    b: &serde_json::Value,
-    keys: &mut Vec<String>,
-) {
+fn difference(at: &str, a: &serde_json::Value, b: &serde_json::Value, keys: &mut Vec<String>) {
     use serde_json::Value::{Null, Object};
     match (a, b) {
         (Object(left), Object(right)) => {
@@ -207,15 +202,13 @@ mod tests {
         let path = Path::new("runs/a/checkpoint-20");
         let saved = state();
         saved.check(path, &saved.identity).unwrap();
-        let changes: [(&str, fn(&mut Identity)); 4] = [
-            ("corpus", |run| run.corpus = "other".into()),
-            ("model", |run| run.model = "other".into()),
-            ("[8, 1, 128], this run [4, 2, 128]", |run| run.batch = [4, 2, 128]),
-            ("trained tensors", |run| run.trained = "other".into()),
-        ];
-        for (what, change) in changes {
-            let mut run = saved.identity.clone();
-            change(&mut run);
+        let same = || saved.identity.clone();
+        for (what, run) in [
+            ("corpus", Identity { corpus: "other".into(), ..same() }),
+            ("model", Identity { model: "other".into(), ..same() }),
+            ("[8, 1, 128], this run [4, 2, 128]", Identity { batch: [4, 2, 128], ..same() }),
+            ("trained tensors", Identity { trained: "other".into(), ..same() }),
+        ] {
             let error = saved.check(path, &run).unwrap_err().to_string();
             assert!(error.contains(what) && error.contains("checkpoint-20"), "{error}");
         }

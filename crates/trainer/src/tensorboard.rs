@@ -84,7 +84,8 @@ fn new_file(folder: &Path) -> Result<(PathBuf, File)> {
     let seconds = now() as u64;
     let process = std::process::id();
     for number in 0.. {
-        let path = folder.join(format!("events.out.tfevents.{seconds:010}.relufy.{process}.{number}"));
+        let path =
+            folder.join(format!("events.out.tfevents.{seconds:010}.relufy.{process}.{number}"));
         match OpenOptions::new().write(true).create_new(true).open(&path) {
             Ok(file) => return Ok((path, file)),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -164,7 +165,8 @@ mod tests {
     fn records(bytes: &[u8]) -> Vec<Vec<u8>> {
         let check = |data: &[u8], stored: &[u8]| {
             let crc = crc_slowly(data);
-            let masked = (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8);
+            let (low, high) = (crc % (1 << 15), crc / (1 << 15));
+            let masked = (high + low * (1 << 17)).wrapping_add(0xa282_ead8);
             assert_eq!(masked, u32::from_le_bytes(stored.try_into().unwrap()));
         };
         let mut rest = bytes;

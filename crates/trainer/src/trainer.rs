@@ -93,7 +93,13 @@ impl Trainer {
             let started = Instant::now();
             let gradients = &mut self.gradients;
             step::gradients(
-                &self.decoder, batches, &self.terms, 0, gradients, &mut NoTap, &|| false,
+                &self.decoder,
+                batches,
+                &self.terms,
+                0,
+                gradients,
+                &mut NoTap,
+                &|| false,
             )?;
             fastest = fastest.min(started.elapsed().as_secs_f64());
         }
@@ -123,7 +129,8 @@ impl Trainer {
                 return self.interrupted(observer, last_loss, last_validation, started);
             }
             let step = self.resume.step + 1;
-            let logged = step % self.config.train.logging_steps == 0 || step == self.run.max_steps;
+            let logged =
+                step.is_multiple_of(self.config.train.logging_steps) || step == self.run.max_steps;
             let mut tap = DensityTap::new(self.decoder.spec().layers.len());
             let began = Instant::now();
             let taken = self.step(step == first + 1, logged.then_some(&mut tap), &stopped)?;
@@ -159,10 +166,8 @@ impl Trainer {
             }
         }
         let model = self.save_final()?;
-        let summary = Summary {
-            model: Some(model),
-            ..self.summary(last_loss, last_validation, started)?
-        };
+        let summary =
+            Summary { model: Some(model), ..self.summary(last_loss, last_validation, started)? };
         observer.finished(&summary);
         Ok(summary)
     }
@@ -194,7 +199,13 @@ impl Trainer {
             None => &mut none,
         };
         let losses = step::gradients(
-            &self.decoder, &batches, &self.terms, step, &mut self.gradients, tap, stopped,
+            &self.decoder,
+            &batches,
+            &self.terms,
+            step,
+            &mut self.gradients,
+            tap,
+            stopped,
         )?;
         let Some(losses) = losses else { return Ok(None) };
         if !losses.loss.is_finite() {
@@ -325,8 +336,7 @@ impl Trainer {
         started: Instant,
     ) -> Result<Summary> {
         self.save(observer)?;
-        let summary =
-            Summary { interrupted: true, ..self.summary(loss, validation, started)? };
+        let summary = Summary { interrupted: true, ..self.summary(loss, validation, started)? };
         observer.interrupted(&summary);
         Ok(summary)
     }

@@ -11,7 +11,8 @@ use relufy_model::StoredDtype;
 use relufy_trainer::{Error, completed};
 
 /// Every loss there is, so that each has to resume.
-const LOSSES: &str = "[distill]\nweight = 0.3\n[regularise.prosparse]\nlambda = [0.0, 0.1]\nuntil_step = [5, 30]\n";
+const LOSSES: &str =
+    "[distill]\nweight = 0.3\n[regularise.prosparse]\nlambda = [0.0, 0.1]\nuntil_step = [5, 30]\n";
 
 fn same_file(a: &Path, b: &Path, name: &str) {
     assert!(fs::read(a.join(name)).unwrap() == fs::read(b.join(name)).unwrap(), "{name} differs");

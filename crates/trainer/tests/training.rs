@@ -86,7 +86,8 @@ fn surgery_in_memory_is_exported_with_its_tokens() {
 fn frozen_tensors_keep_their_bits() {
     let world = World::new(StoredDtype::F32);
     let before = weights(&world.path("model"));
-    let cases: [(&str, fn(&str) -> bool); 3] = [
+    type Trained = fn(&str) -> bool;
+    let cases: [(&str, Trained); 3] = [
         ("freeze.train=['*.mlp.*']", |name| name.contains(".mlp.")),
         ("freeze.freeze=['*.up_proj.*', '*.k_proj.*', '*embed*']", |name| {
             !["up_proj", "k_proj", "embed"].iter().any(|part| name.contains(part))

@@ -115,11 +115,8 @@ pub(super) fn check(config: &TrainConfig, source: &Source<'_>) -> Result<()> {
         "fewer than 2^32 tokens a step",
         "more",
     )?;
-    let lengths = [
-        train.max_steps.is_some(),
-        train.max_tokens.is_some(),
-        train.num_train_epochs.is_some(),
-    ];
+    let lengths =
+        [train.max_steps.is_some(), train.max_tokens.is_some(), train.num_train_epochs.is_some()];
     let given = lengths.into_iter().filter(|given| *given).count();
     source.demand(
         given == 1,

@@ -94,7 +94,8 @@ fn corpus() -> String {
     let mut lines = String::new();
     for _ in 0..400 {
         let mut sentence = Vec::new();
-        for part in [&WORDS[..2], &WORDS[8..11], &WORDS[2..5], &WORDS[5..8], &WORDS[..2], &WORDS[2..5]]
+        for part in
+            [&WORDS[..2], &WORDS[8..11], &WORDS[2..5], &WORDS[5..8], &WORDS[..2], &WORDS[2..5]]
         {
             sentence.push(pick(part));
         }
