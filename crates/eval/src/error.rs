@@ -1,0 +1,105 @@
+//! What can go wrong while a model is evaluated or a table is made.
+
+use std::path::PathBuf;
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong while a model is evaluated or a table is made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] relufy_model::Error),
+    /// Task data, a corpus or the tokenizer.
+    #[error(transparent)]
+    Data(#[from] relufy_data::Error),
+    /// A config, or FLOPs of a spec.
+    #[error(transparent)]
+    Spec(#[from] relufy_spec::Error),
+    /// A tensor operation.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// No task of that name.
+    #[error("unknown task `{name}`; known: {known}")]
+    UnknownTask {
+        /// What was asked for.
+        name: String,
+        /// The names that exist.
+        known: String,
+    },
+    /// Two tasks or corpora that would share a name in results.
+    #[error("`{name}` is asked for twice")]
+    DuplicateName {
+        /// The name.
+        name: String,
+    },
+    /// A record without what the task needs.
+    #[error("task `{task}`, {source_name}, record {record}: {why}")]
+    Record {
+        /// The task.
+        task: String,
+        /// The file or dataset split.
+        source_name: String,
+        /// Number of the record, from 1.
+        record: usize,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Nothing to evaluate.
+    #[error("`{name}` ({source_name}): {why}")]
+    Empty {
+        /// The task or corpus.
+        name: String,
+        /// The file or dataset split.
+        source_name: String,
+        /// Why nothing is left.
+        why: String,
+    },
+    /// A setting that makes no sense.
+    #[error("{what}: expected {expected}, found {found}")]
+    Setting {
+        /// The setting.
+        what: &'static str,
+        /// What it should be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// A log-likelihood that is no number.
+    #[error("the model gave {found} as log-probability of token {token} (request {request})")]
+    NotFinite {
+        /// The value.
+        found: f32,
+        /// The continuation token.
+        token: u32,
+        /// Index of the request, in the order given.
+        request: usize,
+    },
+    /// A file that cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A file that is no result of an evaluation.
+    #[error("{} is no evaluation result: {source}", path.display())]
+    Results {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        source: serde_json::Error,
+    },
+    /// A folder without a result.
+    #[error("{} holds no results.json", path.display())]
+    NoResults {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A result that cannot be written as JSON.
+    #[error("cannot write the result: {0}")]
+    Json(#[from] serde_json::Error),
+}

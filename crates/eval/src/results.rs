@@ -1,0 +1,170 @@
+//! What an evaluation found, as it is written to `results.json` and read back by tables.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use relufy_model::Checkpoint;
+use relufy_spec::Stage;
+use relufy_spec::flops::{Densities, FlopsReport, SiteDensities};
+use serde::{Deserialize, Serialize};
+
+use crate::metrics::{Estimate, Metric};
+use crate::request::Exclusion;
+use crate::{Error, Result};
+
+/// The file in a run's folder.
+pub const FILE: &str = "results.json";
+
+/// What an evaluation found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunResult {
+    /// Version of this layout: [`RunResult::FORMAT`].
+    pub format: u32,
+    /// Version of the program that evaluated.
+    pub relufy: String,
+    /// The model.
+    pub model: ModelInfo,
+    /// Longest input in tokens.
+    pub max_length: usize,
+    /// Only so many documents of each task were asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Tasks, then corpora, in the order asked for.
+    pub tasks: Vec<TaskResult>,
+    /// How much of each site's input was not zero.
+    pub densities: DensityReport,
+    /// Multiply-accumulates of a token, skipping those zeros.
+    pub flops: FlopsReport,
+    /// The same, skipping nothing.
+    pub flops_dense: FlopsReport,
+}
+
+/// The model that was evaluated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelInfo {
+    /// Name in tables: hub id, folder, or what the caller says.
+    pub name: String,
+    /// Commit, where it came from the hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// The family: Hugging Face's `model_type`.
+    pub family: String,
+    /// How far it is relufied.
+    pub stage: Stage,
+    /// Parameters; a tied head counts once.
+    pub parameters: usize,
+    /// Tokens of fine-tuning since the donor.
+    pub tokens_trained: u64,
+}
+
+/// One task or corpus.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskResult {
+    /// Its name.
+    pub name: String,
+    /// Version of the task; `None` for a corpus.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<f64>,
+    /// Where the text came from.
+    pub source: String,
+    /// Documents that count.
+    pub documents: usize,
+    /// Requests made, or windows of a corpus.
+    pub requests: usize,
+    /// Tokens that entered the model (a corpus: that were predicted).
+    pub tokens: u64,
+    /// Documents that do not count.
+    pub excluded: Vec<Excluded>,
+    /// What was measured.
+    pub metrics: BTreeMap<Metric, Estimate>,
+    /// Time for tokenising and scoring, without loading and metrics.
+    pub seconds: f64,
+}
+
+/// A document that could not be scored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Excluded {
+    /// Its index in the split, from 0.
+    pub document: usize,
+    /// Why.
+    pub reason: Exclusion,
+}
+
+/// The share of non-zero elements in what each site's matrices read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DensityReport {
+    /// Over all layers.
+    pub mean: SiteDensities,
+    /// For each layer.
+    pub layers: Vec<SiteDensities>,
+}
+
+impl RunResult {
+    /// The layout that this version writes and reads.
+    pub const FORMAT: u32 = 1;
+
+    /// Writes `results.json` into `folder`, in one piece or not at all.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn write(&self, folder: &Path) -> Result<PathBuf> {
+        let path = folder.join(FILE);
+        let mut text = serde_json::to_string_pretty(self)?;
+        text.push('\n');
+        relufy_model::checkpoint::write_atomic(&path, text.as_bytes())?;
+        Ok(path)
+    }
+
+    /// Reads a result: the file, or the folder that holds it.
+    ///
+    /// # Errors
+    /// No such file, or one that is no result of this layout.
+    pub fn read(path: &Path) -> Result<RunResult> {
+        let path = if path.is_dir() { path.join(FILE) } else { path.to_path_buf() };
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| Error::Read { path: path.clone(), source })?;
+        let result: RunResult = serde_json::from_str(&text)
+            .map_err(|source| Error::Results { path: path.clone(), source })?;
+        if result.format == RunResult::FORMAT {
+            return Ok(result);
+        }
+        Err(Error::Setting {
+            what: "format of the result",
+            expected: RunResult::FORMAT.to_string(),
+            found: result.format.to_string(),
+        })
+    }
+
+    /// The value of `metric` in the task called `task`.
+    pub fn metric(&self, task: &str, metric: Metric) -> Option<Estimate> {
+        let task = self.tasks.iter().find(|candidate| candidate.name == task)?;
+        task.metrics.get(&metric).copied()
+    }
+}
+
+impl From<Densities> for DensityReport {
+    fn from(densities: Densities) -> DensityReport {
+        DensityReport { mean: densities.mean(), layers: densities.layers }
+    }
+}
+
+impl ModelInfo {
+    /// What a checkpoint says about itself.
+    pub fn of(checkpoint: &Checkpoint) -> ModelInfo {
+        let config = checkpoint.config();
+        let relufication = config.relufication.as_ref();
+        ModelInfo {
+            name: checkpoint.name().to_owned(),
+            revision: checkpoint.revision().map(str::to_owned),
+            family: config.family.to_owned(),
+            stage: relufication.map_or(Stage::Dense, |record| record.stage),
+            parameters: config.spec.parameter_count(),
+            tokens_trained: relufication.map_or(0, |record| record.tokens_trained),
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The accuracy-vs-FLOPs table: what a model's sparsity saves, beside what it can still do.
+//!
+//! The layout is that of the paper's table 1: model, sparsity of the inputs of QKV, down
+//! and up projections, FLOPs of a token, average accuracy, each task's accuracy. Behind
+//! them stand perplexities, which the average leaves out.
+
+use relufy_spec::Stage;
+use relufy_spec::flops::Convention;
+
+use super::grid::{Cell, Column, Grid};
+use crate::metrics::{Estimate, Metric};
+use crate::results::RunResult;
+
+/// The table of some runs, in their order. `convention` says which FLOPs a person reads;
+/// JSON and CSV have all.
+pub fn accuracy_vs_flops(runs: &[RunResult], convention: Convention) -> Grid {
+    let accuracies = tasks_with(runs, Metric::Acc);
+    let perplexities = tasks_with(runs, Metric::Perplexity);
+    let everywhere: Vec<&str> = accuracies
+        .iter()
+        .copied()
+        .filter(|task| runs.iter().all(|run| run.metric(task, Metric::Acc).is_some()))
+        .collect();
+    let trained = runs.iter().any(|run| run.model.tokens_trained > 0);
+    let unit = Unit::of(runs.iter().map(|run| run.flops.get(convention)));
+
+    let mut columns = vec![
+        Column::text("model", "Model"),
+        Column::number("stage", "Stage").machine_only(),
+        Column::number("parameters", "Parameters").machine_only(),
+        hidden_unless(trained, Column::number("tokens_trained", "Tokens")),
+        Column::number("qkv_sparsity", "QKV %"),
+        Column::number("down_sparsity", "Down %"),
+        Column::number("up_sparsity", "Up %"),
+        Column::number("flops_shown", format!("FLOPs ({})", unit.name)),
+    ];
+    for each in Convention::ALL {
+        columns.push(Column::number(key(each), key(each)).machine_only());
+    }
+    columns.push(hidden_unless(!everywhere.is_empty(), Column::number("average", "Avg")));
+    columns.extend(accuracies.iter().map(|task| Column::number(*task, *task)));
+    columns.extend(
+        perplexities
+            .iter()
+            .map(|task| Column::number(format!("{task}_perplexity"), format!("{task} ppl"))),
+    );
+
+    let rows = runs
+        .iter()
+        .map(|run| {
+            let density = run.densities.mean;
+            let mut row = vec![
+                Cell::Text(label(run)),
+                Cell::Count(u8::from(run.model.stage).into()),
+                Cell::Count(run.model.parameters as u64),
+                Cell::Count(run.model.tokens_trained),
+                percent(1.0 - density.qkv),
+                percent(1.0 - density.down),
+                percent(1.0 - density.up),
+                Cell::number(run.flops.get(convention) / unit.size, 2),
+            ];
+            row.extend(Convention::ALL.map(|each| Cell::number(run.flops.get(each), 0)));
+            row.push(average(run, &everywhere));
+            row.extend(accuracies.iter().map(|task| match run.metric(task, Metric::Acc) {
+                Some(accuracy) => share(accuracy),
+                None => Cell::Empty,
+            }));
+            row.extend(perplexities.iter().map(|task| {
+                run.metric(task, Metric::Perplexity).map_or(Cell::Empty, |estimate| {
+                    let Estimate { value, stderr } = estimate;
+                    Cell::Number { value, stderr, decimals: 2 }
+                })
+            }));
+            row
+        })
+        .collect();
+    Grid { columns, rows, notes: notes(runs, convention, &accuracies, &everywhere) }
+}
+
+/// Names of the tasks with `metric`, in order of their first appearance.
+fn tasks_with(runs: &[RunResult], metric: Metric) -> Vec<&str> {
+    let mut names: Vec<&str> = Vec::new();
+    for task in runs.iter().flat_map(|run| &run.tasks) {
+        if task.metrics.contains_key(&metric) && !names.contains(&task.name.as_str()) {
+            names.push(&task.name);
+        }
+    }
+    names
+}
+
+fn notes(
+    runs: &[RunResult],
+    convention: Convention,
+    accuracies: &[&str],
+    everywhere: &[&str],
+) -> Vec<String> {
+    let mut notes = vec![format!(
+        "QKV, Down, Up: zeros at the input of these projections. FLOPs: multiply-accumulates of a token that skips them, {}.",
+        convention.name()
+    )];
+    if !everywhere.is_empty() {
+        notes.push(format!("Avg: mean accuracy on {}.", everywhere.join(", ")));
+    }
+    let partial: Vec<&str> =
+        accuracies.iter().copied().filter(|task| !everywhere.contains(task)).collect();
+    if !partial.is_empty() {
+        notes.push(format!("Not in Avg, since not every run has them: {}.", partial.join(", ")));
+    }
+    let mut names: Vec<&str> = Vec::new();
+    for task in runs.iter().flat_map(|run| &run.tasks) {
+        if !names.contains(&task.name.as_str()) {
+            names.push(&task.name);
+        }
+    }
+    for name in names {
+        let mut same = runs.iter().flat_map(|run| &run.tasks).filter(|task| task.name == name);
+        let Some(first) = same.next() else { continue };
+        if !first.excluded.is_empty() {
+            notes.push(format!(
+                "{name}: {} documents excluded ({}).",
+                first.excluded.len(),
+                first.excluded.first().map_or(String::new(), |one| one.reason.to_string()),
+            ));
+        }
+        if same.any(|task| {
+            (task.documents, task.requests, &task.source, task.version)
+                != (first.documents, first.requests, &first.source, first.version)
+        }) {
+            notes.push(format!("{name}: the runs were not asked the same documents."));
+        }
+    }
+    notes
+}
+
+/// The model and its stage, as the paper writes them.
+fn label(run: &RunResult) -> String {
+    match run.model.stage {
+        Stage::Dense => run.model.name.clone(),
+        stage => format!("{} (s{})", run.model.name, u8::from(stage)),
+    }
+}
+
+/// Mean accuracy over `tasks`; its standard error takes them for independent.
+fn average(run: &RunResult, tasks: &[&str]) -> Cell {
+    let all: Vec<Estimate> =
+        tasks.iter().filter_map(|task| run.metric(task, Metric::Acc)).collect();
+    if all.is_empty() {
+        return Cell::Empty;
+    }
+    let n = all.len() as f64;
+    let squares: Option<f64> =
+        all.iter().map(|estimate| estimate.stderr.map(|error| error * error)).sum();
+    share(Estimate {
+        value: all.iter().map(|estimate| estimate.value).sum::<f64>() / n,
+        stderr: squares.map(|squares| squares.sqrt() / n),
+    })
+}
+
+fn share(estimate: Estimate) -> Cell {
+    Cell::Number {
+        value: 100.0 * estimate.value,
+        stderr: estimate.stderr.map(|error| 100.0 * error),
+        decimals: 1,
+    }
+}
+
+fn percent(share: f64) -> Cell {
+    Cell::number(100.0 * share, 1)
+}
+
+fn hidden_unless(shown: bool, column: Column) -> Column {
+    if shown { column } else { column.machine_only() }
+}
+
+/// A convention's column in JSON and CSV.
+pub(super) fn key(convention: Convention) -> &'static str {
+    match convention {
+        Convention::Blocks => "flops_blocks",
+        Convention::WithHead => "flops_with_head",
+        Convention::PaperCompat => "flops_paper_compat",
+    }
+}
+
+/// One unit for all rows, so that they compare.
+struct Unit {
+    name: &'static str,
+    size: f64,
+}
+
+impl Unit {
+    fn of(values: impl Iterator<Item = f64>) -> Unit {
+        match values.fold(0.0, f64::max) {
+            largest if largest >= 1e9 => Unit { name: "G", size: 1e9 },
+            largest if largest >= 1e6 => Unit { name: "M", size: 1e6 },
+            _ => Unit { name: "K", size: 1e3 },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use relufy_spec::flops::{FlopsReport, SiteDensities};
+
+    use super::*;
+    use crate::results::{DensityReport, ModelInfo, TaskResult};
+    use crate::table::Format;
+
+    fn run(name: &str, stage: Stage, tokens_trained: u64, tasks: &[(&str, f64)]) -> RunResult {
+        let flops = |scale: f64| FlopsReport {
+            blocks: scale * 1e6,
+            with_head: scale * 1.5e6,
+            paper_compat: scale * 1.4e6,
+        };
+        let task = |name: &str, metrics: Vec<(Metric, f64, Option<f64>)>| TaskResult {
+            name: name.into(),
+            version: Some(1.0),
+            source: format!("{name}.jsonl"),
+            documents: 100,
+            requests: 400,
+            tokens: 9000,
+            excluded: Vec::new(),
+            metrics: metrics
+                .into_iter()
+                .map(|(metric, value, stderr)| (metric, Estimate { value, stderr }))
+                .collect(),
+            seconds: 1.0,
+        };
+        let mut results: Vec<TaskResult> = tasks
+            .iter()
+            .map(|(name, value)| task(name, vec![(Metric::Acc, *value, Some(0.04))]))
+            .collect();
+        results.push(task("held_out", vec![(Metric::Perplexity, 12.345, None)]));
+        RunResult {
+            format: RunResult::FORMAT,
+            relufy: "0".into(),
+            model: ModelInfo {
+                name: name.into(),
+                revision: None,
+                family: "llama".into(),
+                stage,
+                parameters: 2_000_000,
+                tokens_trained,
+            },
+            max_length: 256,
+            limit: None,
+            tasks: results,
+            densities: DensityReport {
+                mean: SiteDensities { qkv: 0.5, o: 1.0, up: 1.0 / 3.0, down: 0.049 },
+                layers: Vec::new(),
+            },
+            flops: flops(0.5),
+            flops_dense: flops(1.0),
+        }
+    }
+
+    #[test]
+    fn the_table_as_a_person_sees_it() {
+        let runs = [
+            run("donor", Stage::Dense, 0, &[("arc_easy", 0.5), ("piqa", 0.6)]),
+            run("donor", Stage::Two, 1_500_000, &[("arc_easy", 0.48), ("sciq", 0.7)]),
+        ];
+        insta::assert_snapshot!(
+            accuracy_vs_flops(&runs, Convention::PaperCompat).render(Format::Terminal)
+        );
+    }
+
+    #[test]
+    fn machines_read_every_convention() {
+        let runs = [run("donor", Stage::One, 0, &[("piqa", 0.6)])];
+        let json = accuracy_vs_flops(&runs, Convention::Blocks).render(Format::Json);
+        let read: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let row = &read["rows"][0];
+        assert_eq!(row["flops_blocks"], 5e5);
+        assert_eq!(row["flops_paper_compat"], 7e5);
+        assert_eq!((&row["stage"], &row["parameters"]), (&1.into(), &2_000_000.into()));
+        assert_eq!((&row["average"], &row["piqa"]), (&60.0.into(), &60.0.into()));
+    }
+
+    #[test]
+    fn runs_asked_different_documents_are_marked() {
+        let mut runs = vec![run("a", Stage::Dense, 0, &[("piqa", 0.6)]); 2];
+        let marked = |runs: &[RunResult]| {
+            let notes = accuracy_vs_flops(runs, Convention::Blocks).notes;
+            notes.iter().any(|note| note.starts_with("piqa: the runs were not asked"))
+        };
+        assert!(!marked(&runs));
+        runs[1].tasks[0].documents = 99;
+        assert!(marked(&runs));
+    }
+}

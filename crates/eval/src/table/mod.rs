@@ -1,0 +1,11 @@
+//! Tables: a grid of cells, made once and rendered for a terminal or for a document.
+
+mod accuracy;
+mod grid;
+mod paper;
+mod render;
+
+pub use accuracy::accuracy_vs_flops;
+pub use grid::{Align, Cell, Column, Grid};
+pub use paper::{PAPER_ROWS, PaperModel, PaperRow, paper_flops};
+pub use render::Format;
