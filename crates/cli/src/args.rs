@@ -47,6 +47,8 @@ impl Args {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Inspect(commands::inspect::Inspect),
+    Surgery(commands::surgery::Surgery),
+    Calibrate(commands::calibrate::Calibrate),
     Init(commands::init::Init),
     Train(commands::train::Train),
     Eval(commands::eval::Eval),

@@ -54,7 +54,10 @@ fn is_failure(error: &anyhow::Error) -> bool {
         || error.chain().any(|cause| {
             matches!(
                 cause.downcast_ref::<relufy_trainer::Error>(),
-                Some(relufy_trainer::Error::NonFinite { .. } | relufy_trainer::Error::Gradients { .. })
+                Some(
+                    relufy_trainer::Error::NonFinite { .. }
+                        | relufy_trainer::Error::Gradients { .. }
+                )
             )
         })
 }
@@ -66,7 +69,9 @@ fn io_kind(error: &anyhow::Error) -> Option<ErrorKind> {
 /// What to do about it, where something can be said.
 fn hint(error: &anyhow::Error) -> Option<String> {
     if io_kind(error) == Some(ErrorKind::StorageFull) {
-        return Some("free some space and run the command again: nothing was left half-written".into());
+        return Some(
+            "free some space and run the command again: nothing was left half-written".into(),
+        );
     }
     error.chain().find_map(|cause| {
         if let Some(error) = cause.downcast_ref::<relufy_data::Error>() {

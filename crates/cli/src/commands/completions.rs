@@ -6,7 +6,9 @@ use clap::CommandFactory;
 
 /// Print the tab completion script of a shell.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  relufy completions bash > ~/.local/share/bash-completion/completions/relufy")]
+#[command(
+    after_help = "Example:\n  relufy completions bash > ~/.local/share/bash-completion/completions/relufy"
+)]
 pub struct Completions {
     /// The shell.
     shell: clap_complete::Shell,

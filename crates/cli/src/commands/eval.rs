@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use anyhow::bail;
 use candle_core::Device;
 use relufy_data::{Hub, SourceConfig, TaskData};
-use relufy_eval::{Corpus, Inputs, ModelInfo, RunResult, Session, SessionOptions, Suite, evaluate, table, tasks};
+use relufy_eval::{
+    Corpus, Inputs, ModelInfo, RunResult, Session, SessionOptions, Suite, evaluate, table, tasks,
+};
 use relufy_model::Checkpoint;
 use relufy_spec::flops::Convention;
 use relufy_spec::{ReluPlan, Stage};
@@ -79,7 +81,8 @@ impl Eval {
         let tokenizer = checkpoint.tokenizer()?;
         let stage = Stage::try_from(self.stage).map_err(anyhow::Error::msg)?;
         let decoder = checkpoint.load_with(&Device::Cpu, &ReluPlan::stage(stage))?;
-        let options = SessionOptions { max_length: self.max_length, tokens_per_batch: self.tokens_per_batch };
+        let options =
+            SessionOptions { max_length: self.max_length, tokens_per_batch: self.tokens_per_batch };
         let session = Session::new(&decoder, &tokenizer, options)?;
 
         let mut model = ModelInfo::of(&checkpoint);
@@ -109,7 +112,9 @@ impl Eval {
 
     fn suite(&self) -> anyhow::Result<Suite> {
         if self.tasks.is_empty() && self.corpus.is_empty() {
-            bail!("nothing to evaluate: give --tasks or --corpus (`relufy eval ls` lists the tasks)");
+            bail!(
+                "nothing to evaluate: give --tasks or --corpus (`relufy eval ls` lists the tasks)"
+            );
         }
         let tasks = self.tasks.iter().map(|name| tasks::find(name)).collect::<Result<_, _>>()?;
         let corpora = self
@@ -137,10 +142,18 @@ fn text(result: RunResult) -> String {
         .iter()
         .filter(|task| !task.excluded.is_empty())
         .map(|task| {
-            format!("{}: {} documents left out (no token to score)\n", task.name, task.excluded.len())
+            format!(
+                "{}: {} documents left out (no token to score)\n",
+                task.name,
+                task.excluded.len()
+            )
         })
         .collect();
     let seconds: f64 = result.tasks.iter().map(|task| task.seconds).sum();
     let grid = table::accuracy_vs_flops(&[result], Convention::PaperCompat);
-    format!("{}{}scored in {seconds:.1} s\n", grid.render(table::Format::Terminal), left_out.concat())
+    format!(
+        "{}{}scored in {seconds:.1} s\n",
+        grid.render(table::Format::Terminal),
+        left_out.concat()
+    )
 }

@@ -17,7 +17,9 @@ use crate::progress::Bars;
 
 /// Say what a model is: family, shape, sites, parameters, FLOPs per token, memory.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  relufy inspect meta-llama/Llama-2-7b-hf\n  relufy inspect FOLDER --json | jq .flops")]
+#[command(
+    after_help = "Example:\n  relufy inspect meta-llama/Llama-2-7b-hf\n  relufy inspect FOLDER --json | jq .flops"
+)]
 pub struct Inspect {
     /// Folder or hub id.
     model: String,
@@ -147,45 +149,60 @@ fn text(report: &Report<'_>) -> Result<String, std::fmt::Error> {
     }
     line("family", report.family.to_owned())?;
     line("stage", stage(report))?;
-    line("parameters", format!("{} ({:?})", human::count(report.parameters as f64), report.stored_dtype))?;
+    line(
+        "parameters",
+        format!("{} ({:?})", human::count(report.parameters as f64), report.stored_dtype),
+    )?;
     line("layers", format!("{} x {}", spec.layers.len(), shape(spec)))?;
-    line("vocabulary", format!("{}, head {}", spec.vocab, if spec.head.tied { "tied" } else { "untied" }))?;
+    line(
+        "vocabulary",
+        format!("{}, head {}", spec.vocab, if spec.head.tied { "tied" } else { "untied" }),
+    )?;
     line("positions", positions(spec))?;
     line("block", block(spec))?;
     for site in Site::ALL {
         line(&format!("site {}", site.short()), site_text(spec, site))?;
     }
-    line("MACs per token", format!(
-        "{} blocks, {} with head, {} as the paper counts; attention {} at {} tokens",
-        human::count(flops.linear.blocks),
-        human::count(flops.linear.with_head),
-        human::count(flops.linear.paper_compat),
-        human::count(flops.attention_at_seq_len as f64),
-        flops.seq_len,
-    ))?;
-    line("tokenizer", match &report.tokenizer {
-        None => "none in the folder".to_owned(),
-        Some(tokenizer) => format!(
-            "{} tokens, BOS {}, EOS {:?}",
-            tokenizer.tokens,
-            match (tokenizer.bos, tokenizer.adds_bos) {
-                (Some(bos), true) => format!("{bos} (added)"),
-                (Some(bos), false) => format!("{bos} (not added)"),
-                (None, _) => "none".to_owned(),
-            },
-            tokenizer.eos,
+    line(
+        "MACs per token",
+        format!(
+            "{} blocks, {} with head, {} as the paper counts; attention {} at {} tokens",
+            human::count(flops.linear.blocks),
+            human::count(flops.linear.with_head),
+            human::count(flops.linear.paper_compat),
+            human::count(flops.attention_at_seq_len as f64),
+            flops.seq_len,
         ),
-    })?;
-    line("memory", format!(
-        "{} stored; to run {} (f32, {} tokens); to train {} (f32, {} x {}), {} with recompute",
-        human::bytes(memory.weights_stored),
-        human::bytes(memory.run_f32),
-        memory.seq_len,
-        human::bytes(memory.train_f32),
-        memory.batch,
-        memory.seq_len,
-        human::bytes(memory.train_f32_recompute),
-    ))?;
+    )?;
+    line(
+        "tokenizer",
+        match &report.tokenizer {
+            None => "none in the folder".to_owned(),
+            Some(tokenizer) => format!(
+                "{} tokens, BOS {}, EOS {:?}",
+                tokenizer.tokens,
+                match (tokenizer.bos, tokenizer.adds_bos) {
+                    (Some(bos), true) => format!("{bos} (added)"),
+                    (Some(bos), false) => format!("{bos} (not added)"),
+                    (None, _) => "none".to_owned(),
+                },
+                tokenizer.eos,
+            ),
+        },
+    )?;
+    line(
+        "memory",
+        format!(
+            "{} stored; to run {} (f32, {} tokens); to train {} (f32, {} x {}), {} with recompute",
+            human::bytes(memory.weights_stored),
+            human::bytes(memory.run_f32),
+            memory.seq_len,
+            human::bytes(memory.train_f32),
+            memory.batch,
+            memory.seq_len,
+            human::bytes(memory.train_f32_recompute),
+        ),
+    )?;
     Ok(out)
 }
 
@@ -229,7 +246,9 @@ fn positions(spec: &DecoderSpec) -> String {
             let scaling = match scaling {
                 relufy_spec::RopeScaling::None {} => String::new(),
                 relufy_spec::RopeScaling::Linear { factor } => format!(", scaled by {factor}"),
-                relufy_spec::RopeScaling::Llama3 { factor, .. } => format!(", llama3 scaling by {factor}"),
+                relufy_spec::RopeScaling::Llama3 { factor, .. } => {
+                    format!(", llama3 scaling by {factor}")
+                }
             };
             format!("{max}, rotary over {rotary_dim} dimensions, theta {theta}{scaling}")
         }
@@ -242,8 +261,12 @@ fn block(spec: &DecoderSpec) -> String {
     let Some(layer) = spec.layers.first() else { return "none".to_owned() };
     let residual = match layer.residual {
         Residual::Sequential {} => "attention, then MLP",
-        Residual::Parallel { norms: ParallelNorms::Shared } => "attention and MLP in parallel behind one norm",
-        Residual::Parallel { norms: ParallelNorms::Separate } => "attention and MLP in parallel, a norm each",
+        Residual::Parallel { norms: ParallelNorms::Shared } => {
+            "attention and MLP in parallel behind one norm"
+        }
+        Residual::Parallel { norms: ParallelNorms::Separate } => {
+            "attention and MLP in parallel, a norm each"
+        }
     };
     let norm = match layer.norm.kind {
         relufy_spec::NormKind::LayerNorm {} => "LayerNorm",
@@ -275,7 +298,9 @@ fn site_text(spec: &DecoderSpec, site: Site) -> String {
     }
     match seen.as_slice() {
         [one] => one.clone(),
-        many if many.len() > 3 => format!("differs by layer ({} kinds, from {})", many.len(), many[0]),
+        many if many.len() > 3 => {
+            format!("differs by layer ({} kinds, from {})", many.len(), many[0])
+        }
         many => many.join(" | "),
     }
 }

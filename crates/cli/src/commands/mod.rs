@@ -1,12 +1,14 @@
 //! One file a command: its arguments, what it runs, what it prints.
 
 pub mod bench;
+pub mod calibrate;
 pub mod completions;
 pub mod eval;
 pub mod generate;
 pub mod init;
 pub mod inspect;
 pub mod probe;
+pub mod surgery;
 pub mod table;
 pub mod train;
 
@@ -18,6 +20,8 @@ use crate::args::Command;
 pub fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Inspect(args) => args.run(),
+        Command::Surgery(args) => args.run(),
+        Command::Calibrate(args) => args.run(),
         Command::Init(args) => args.run(),
         Command::Train(args) => args.run(),
         Command::Eval(args) => args.run(),

@@ -49,8 +49,7 @@ impl Probe {
         let checkpoint = Checkpoint::resolve(&self.model, &Bars::default())?;
         let stage = Stage::try_from(self.stage).map_err(anyhow::Error::msg)?;
         let decoder = checkpoint.load_with(&Device::Cpu, &ReluPlan::stage(stage))?;
-        let probe =
-            relufy_model::probe(&decoder, &checkpoint.config().weights, &ids, &self.grad)?;
+        let probe = relufy_model::probe(&decoder, &checkpoint.config().weights, &ids, &self.grad)?;
 
         let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = vec![
             ("logits".into(), probe.logits_shape.to_vec(), probe.logits),
@@ -71,7 +70,9 @@ impl Probe {
             .collect();
         let views = bytes
             .iter()
-            .map(|(name, shape, data)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), data)?)))
+            .map(|(name, shape, data)| {
+                Ok((name, TensorView::new(Dtype::F32, shape.clone(), data)?))
+            })
             .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
         write_atomic(&self.output, &safetensors::serialize(views, None)?)?;
         println!("{}: loss {:.6}", self.output.display(), probe.loss);

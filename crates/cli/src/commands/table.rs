@@ -49,8 +49,11 @@ impl Table {
         let grid = if self.paper {
             paper_flops()?
         } else {
-            let runs =
-                self.runs.iter().map(|path| RunResult::read(path)).collect::<Result<Vec<_>, _>>()?;
+            let runs = self
+                .runs
+                .iter()
+                .map(|path| RunResult::read(path))
+                .collect::<Result<Vec<_>, _>>()?;
             if runs.is_empty() {
                 bail!("no runs given");
             }

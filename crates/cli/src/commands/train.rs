@@ -68,7 +68,11 @@ fn plan_text(plan: &Plan) -> String {
         ),
     };
     let mut lines = vec![
-        format!("model   {}: {} parameters, {trained}", plan.model, human::count(plan.parameters as f64)),
+        format!(
+            "model   {}: {} parameters, {trained}",
+            plan.model,
+            human::count(plan.parameters as f64)
+        ),
         format!(
             "run     steps {} to {}, {} tokens each: {} tokens, {:.2} epochs of {}",
             plan.start_step,
@@ -95,7 +99,11 @@ fn plan_text(plan: &Plan) -> String {
         ));
     }
     lines.push(format!("output  {}", plan.output_dir.display()));
-    lines.extend(plan.changed_settings.iter().map(|key| format!("note    `{key}` differs from the checkpoint's run")));
+    lines.extend(
+        plan.changed_settings
+            .iter()
+            .map(|key| format!("note    `{key}` differs from the checkpoint's run")),
+    );
     lines.join("\n")
 }
 
