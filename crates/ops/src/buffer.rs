@@ -60,7 +60,7 @@ pub fn view<'a>(t: &'a Tensor, op: &'static str) -> Result<View<'a>> {
 /// # Errors
 /// As [`view`].
 pub fn read_f32<R>(t: &Tensor, op: &'static str, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    Ok(f(&*view(t, op)?))
+    Ok(f(&view(t, op)?))
 }
 
 /// Calls `f` with the elements of `t`, to be changed in place. Every clone and view of `t` sees the change.

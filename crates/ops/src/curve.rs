@@ -96,7 +96,7 @@ impl Curve for Gelu {
 pub(crate) struct GeluTanh;
 
 /// `2 sqrt(2/pi)`, and the same times 0.044715.
-const TWO_U: f32 = 1.595_769_1;
+const TWO_U: f32 = 1.595_769;
 const TWO_U_CUBIC: f32 = 0.071_354_82;
 
 impl Curve for GeluTanh {

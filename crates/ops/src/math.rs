@@ -78,15 +78,18 @@ pub(crate) const LANES: usize = 32;
 #[inline(always)]
 pub(crate) fn sum2(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
-    let (blocks_a, blocks_b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest: f32 =
-        std::iter::zip(blocks_a.remainder(), blocks_b.remainder()).map(|(&a, &b)| term(a, b)).sum();
-    for (a, b) in std::iter::zip(blocks_a, blocks_b) {
-        for ((lane, &a), &b) in lanes.iter_mut().zip(a).zip(b) {
-            *lane += term(a, b);
+    let (blocks_a, rest_a) = a.as_chunks::<LANES>();
+    let (blocks_b, rest_b) = b.as_chunks::<LANES>();
+    // Arrays and an index, not iterators: in this form the lanes stay in registers.
+    for (a, b) in blocks_a.iter().zip(blocks_b) {
+        for i in 0..LANES {
+            lanes[i] += term(a[i], b[i]);
         }
     }
-    fold(lanes) + rest
+    for ((lane, &a), &b) in lanes.iter_mut().zip(rest_a).zip(rest_b) {
+        *lane += term(a, b);
+    }
+    fold(lanes)
 }
 
 /// Adds `term(a[i])` in a fixed order, in [`LANES`] partial sums.

@@ -8,7 +8,7 @@
 use candle_core::Tensor;
 
 use crate::buffer::{
-    Accum, Dest, View, dims2, ensure_distinct, ensure_shape, fill_vec, from_vec, view, write_f32,
+    Accum, Dest, dims2, ensure_distinct, ensure_shape, fill_vec, from_vec, view, write_f32,
 };
 use crate::curve::with_curve;
 use crate::error::{Error, Result};
@@ -133,7 +133,6 @@ pub fn backward(
             });
         })?;
     }
-    drop(gain);
     deposit(dweight, &dgain, width, OP, "dweight")?;
     deposit(dbias, &dshift, width, OP, "dbias")
 }
@@ -161,22 +160,22 @@ impl NormStats {
 }
 
 /// The parameters as the rows need them.
-pub(crate) struct Gain<'a> {
+pub(crate) struct Gain {
     gain: Vec<f32>,
-    bias: Option<View<'a>>,
+    bias: Vec<f32>,
 }
 
-impl<'a> Gain<'a> {
-    pub(crate) fn new(norm: &Norm<'a>, width: usize, op: &'static str) -> Result<Self> {
+impl Gain {
+    pub(crate) fn new(norm: &Norm<'_>, width: usize, op: &'static str) -> Result<Self> {
         ensure_shape(norm.weight, op, "weight", &[width])?;
         let offset = if norm.kind == (NormKind::Rms { unit_offset: true }) { 1.0 } else { 0.0 };
         let gain = view(norm.weight, op)?.iter().map(|w| w + offset).collect();
         let bias = match norm.bias {
             Some(b) => {
                 ensure_shape(b, op, "bias", &[width])?;
-                Some(view(b, op)?)
+                view(b, op)?.to_vec()
             }
-            None => None,
+            None => vec![0.0; width],
         };
         Ok(Self { gain, bias })
     }
@@ -186,7 +185,7 @@ impl<'a> Gain<'a> {
             centred: norm.kind == NormKind::Layer,
             eps: norm.eps,
             gain: &self.gain,
-            bias: self.bias.as_deref().unwrap_or(&[]),
+            bias: &self.bias,
         }
     }
 }

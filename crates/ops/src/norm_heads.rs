@@ -115,7 +115,6 @@ pub fn backward_heads(
             });
         });
     })?;
-    drop(gain);
     deposit(dweight, &dgain, head_dim, OP, "dweight")
 }
 
@@ -135,7 +134,7 @@ fn count_heads(
     op: &'static str,
 ) -> Result<usize> {
     ensure_range(cols, width, op, "columns")?;
-    if head_dim == 0 || cols.len() % head_dim != 0 {
+    if head_dim == 0 || !cols.len().is_multiple_of(head_dim) {
         return Err(Error::Indivisible { op, what: "columns", len: cols.len(), part: head_dim });
     }
     Ok(cols.len() / head_dim)

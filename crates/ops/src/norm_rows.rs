@@ -16,7 +16,7 @@ pub(crate) struct Row<'a> {
     pub(crate) eps: f32,
     /// As long as the row.
     pub(crate) gain: &'a [f32],
-    /// As long as the row, or empty.
+    /// As long as the row; zeros if there is none.
     pub(crate) bias: &'a [f32],
 }
 
@@ -49,14 +49,8 @@ pub(crate) fn forward_rows<C: Curve>(
         if let Some(slot) = means.get_mut(i) {
             *slot = mean;
         }
-        if row.bias.is_empty() {
-            for ((y, &x), &g) in y.iter_mut().zip(x).zip(row.gain) {
-                y.write(post.value((x - mean) * r * g));
-            }
-        } else {
-            for (((y, &x), &g), &b) in y.iter_mut().zip(x).zip(row.gain).zip(row.bias) {
-                y.write(post.value((x - mean) * r * g + b));
-            }
+        for (((y, &x), &g), &b) in y.iter_mut().zip(x).zip(row.gain).zip(row.bias) {
+            y.write(post.value((x - mean) * r * g + b));
         }
     }
 }
@@ -78,35 +72,30 @@ pub(crate) fn backward_rows<C: Curve>(
     let width = row.gain.len();
     // `c` and `xhat` of the row at hand.
     let (mut c, mut normalised) = (vec![0f32; width], vec![0f32; width]);
-    let (c, normalised) = (&mut c[..width], &mut normalised[..width]);
-    let (gain, dgain, dbias) = (&row.gain[..width], &mut dgain[..width], &mut dbias[..width]);
     let step = width.max(1);
     let rows = x.chunks_exact(step).zip(dy.chunks_exact(step)).zip(dx.chunks_exact_mut(step));
     for (i, (((x, dy), dx), &r)) in rows.zip(rstds).enumerate() {
         let mean = means.get(i).copied().unwrap_or(0.0);
-        let (x, dy, dx) = (&x[..width], &dy[..width], &mut dx[..width]);
-        for j in 0..width {
-            let xhat = (x[j] - mean) * r;
-            let bias = if row.bias.is_empty() { 0.0 } else { row.bias[j] };
-            let (_, dz) = post.value_and_pull(xhat * gain[j] + bias, dy[j]);
-            normalised[j] = xhat;
-            c[j] = dz * gain[j];
-            dgain[j] += dz * xhat;
-            dbias[j] += dz;
+        let inputs = x.iter().zip(dy).zip(row.gain).zip(row.bias);
+        let outputs = normalised.iter_mut().zip(&mut c).zip(dgain.iter_mut()).zip(dbias.iter_mut());
+        for ((((&x, &dy), &g), &b), (((normalised, c), dgain), dbias)) in inputs.zip(outputs) {
+            let xhat = (x - mean) * r;
+            let (_, dz) = post.value_and_pull(xhat * g + b, dy);
+            *normalised = xhat;
+            *c = dz * g;
+            *dgain += dz * xhat;
+            *dbias += dz;
         }
         let count = width as f32;
-        let along = sum2(c, normalised, |c, xhat| c * xhat) / count;
-        let level = if row.centred { sum1(c, |c| c) / count } else { 0.0 };
+        let along = sum2(&c, &normalised, |c, xhat| c * xhat) / count;
+        let level = if row.centred { sum1(&c, |c| c) / count } else { 0.0 };
+        let terms = dx.iter_mut().zip(&c).zip(&normalised);
         match accum {
             Accum::Overwrite => {
-                for j in 0..width {
-                    dx[j] = r * (c[j] - level - normalised[j] * along);
-                }
+                terms.for_each(|((dx, c), xhat)| *dx = r * (c - level - xhat * along));
             }
             Accum::Add => {
-                for j in 0..width {
-                    dx[j] += r * (c[j] - level - normalised[j] * along);
-                }
+                terms.for_each(|((dx, c), xhat)| *dx += r * (c - level - xhat * along));
             }
         }
     }

@@ -85,7 +85,7 @@ pub fn apply(
     const OP: &str = "rope";
     let (n, width) = dims2(x, OP, "x")?;
     ensure_range(&cols, width, OP, "columns")?;
-    if head_dim == 0 || cols.len() % head_dim != 0 {
+    if head_dim == 0 || !cols.len().is_multiple_of(head_dim) {
         return Err(Error::Indivisible {
             op: OP,
             what: "columns",

@@ -154,10 +154,7 @@ fn values_at_the_ends() {
     };
     for f in ALL {
         assert!(at(f, f32::NAN).is_nan(), "{f:?} hides a NaN");
-        assert_eq!(
-            at(f, 1e30),
-            if matches!(f, Pointwise::ShiftedRelu { .. }) { 1e30 - 0.4 } else { 1e30 }
-        );
+        assert_eq!(at(f, 1e30), 1e30, "{f:?}");
         if f != Pointwise::Identity {
             assert_eq!(at(f, -1e4), 0.0, "{f:?}");
         }
