@@ -9,9 +9,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The model.
+    /// The model. Boxed: it is several times the size of any other.
     #[error(transparent)]
-    Model(#[from] relufy_model::Error),
+    Model(Box<relufy_model::Error>),
     /// Task data, a corpus or the tokenizer.
     #[error(transparent)]
     Data(#[from] relufy_data::Error),
@@ -102,4 +102,10 @@ pub enum Error {
     /// A result that cannot be written as JSON.
     #[error("cannot write the result: {0}")]
     Json(#[from] serde_json::Error),
+}
+
+impl From<relufy_model::Error> for Error {
+    fn from(error: relufy_model::Error) -> Error {
+        Error::Model(Box::new(error))
+    }
 }

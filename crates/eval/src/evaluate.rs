@@ -114,7 +114,7 @@ fn run_task(
     progress.finish();
     let seconds = started.elapsed().as_secs_f64();
 
-    let (kept, excluded) = judge(&documents, scored);
+    let Judged { kept, excluded } = judge(&documents, scored);
     let metrics: BTreeMap<Metric, Estimate> = task
         .metrics()
         .iter()
@@ -129,7 +129,11 @@ fn run_task(
             Some(first) => format!("every document is excluded; the first: {}", first.reason),
             None => "no documents".into(),
         };
-        return Err(Error::Empty { name: task.name().into(), source_name: source.to_string(), why });
+        return Err(Error::Empty {
+            name: task.name().into(),
+            source_name: source.to_string(),
+            why,
+        });
     }
     Ok(TaskResult {
         name: task.name().into(),
@@ -193,24 +197,32 @@ pub fn documents(task: &dyn Task, records: &[Record]) -> Result<Vec<Document>> {
         .collect()
 }
 
+/// Documents with the scores of their requests.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Judged<'a> {
+    /// Those that count.
+    pub kept: Vec<(&'a Document, Vec<Scored>)>,
+    /// Those that do not.
+    pub excluded: Vec<Excluded>,
+}
+
 /// Deals the scores out to their documents, in order. A document with a request that
 /// cannot be scored is left out as a whole and named.
-#[allow(clippy::type_complexity)]
 pub fn judge(
     documents: &[Document],
     scored: Vec<std::result::Result<Scored, Exclusion>>,
-) -> (Vec<(&Document, Vec<Scored>)>, Vec<Excluded>) {
-    let (mut kept, mut excluded) = (Vec::new(), Vec::new());
+) -> Judged<'_> {
+    let mut judged = Judged::default();
     let mut scored = scored.into_iter();
     for (index, document) in documents.iter().enumerate() {
         // All of the document's scores are taken, whether one fails or not.
         let own: Vec<_> = scored.by_ref().take(document.requests().len()).collect();
         match own.into_iter().collect() {
-            Ok(scores) => kept.push((document, scores)),
-            Err(reason) => excluded.push(Excluded { document: index, reason }),
+            Ok(scores) => judged.kept.push((document, scores)),
+            Err(reason) => judged.excluded.push(Excluded { document: index, reason }),
         }
     }
-    (kept, excluded)
+    judged
 }
 
 /// Tokens that entered the model for a request.

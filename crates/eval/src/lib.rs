@@ -20,7 +20,7 @@ pub mod tasks;
 
 pub use corpus::{Corpus, CorpusScore};
 pub use error::{Error, Result};
-pub use evaluate::{Inputs, Suite, documents, evaluate, judge};
+pub use evaluate::{Inputs, Judged, Suite, documents, evaluate, judge};
 pub use metrics::{Estimate, Metric};
 pub use request::{Encoded, Exclusion, Request, encode};
 pub use results::{DensityReport, Excluded, FILE, ModelInfo, RunResult, TaskResult};

@@ -84,13 +84,12 @@ fn mean_stderr(values: &[f64]) -> Option<f64> {
 
 /// Index of the largest value, the first of equals; 0 of nothing.
 pub(crate) fn first_argmax(values: impl IntoIterator<Item = f64>) -> usize {
-    let best = values.into_iter().enumerate().fold(None, |best: Option<(usize, f64)>, at| {
-        match best {
+    let best =
+        values.into_iter().enumerate().fold(None, |best: Option<(usize, f64)>, at| match best {
             Some(best) if at.1 > best.1 => Some(at),
             None => Some(at),
             best => best,
-        }
-    });
+        });
     best.map_or(0, |(index, _)| index)
 }
 

@@ -250,10 +250,8 @@ mod tests {
 
     #[test]
     fn packing_gathers_the_rows_before_each_scored_token() {
-        let sequences = [
-            Sequence { ids: &[1, 2, 3, 4], scored: 2 },
-            Sequence { ids: &[5, 6], scored: 1 },
-        ];
+        let sequences =
+            [Sequence { ids: &[1, 2, 3, 4], scored: 2 }, Sequence { ids: &[5, 6], scored: 1 }];
         let packed = Packed::new(sequences.into_iter());
         assert_eq!(packed.tokens.ids, [1, 2, 3, 5]);
         assert_eq!(packed.tokens.positions, [0, 1, 2, 0]);

@@ -109,9 +109,9 @@ impl Grid {
     fn csv(&self) -> String {
         let with_stderr: Vec<bool> = (0..self.columns.len())
             .map(|at| {
-                self.rows.iter().any(|row| {
-                    matches!(row.get(at), Some(Cell::Number { stderr: Some(_), .. }))
-                })
+                self.rows
+                    .iter()
+                    .any(|row| matches!(row.get(at), Some(Cell::Number { stderr: Some(_), .. })))
             })
             .collect();
         let mut head = Vec::new();
@@ -230,8 +230,18 @@ mod tests {
                 Column::number("seed", "Seed").machine_only(),
             ],
             rows: vec![
-                vec![Cell::Text("a, \"b\"_c | d".into()), Cell::number(6.607, 2), share, Cell::number(7.0, 0)],
-                vec![Cell::Text("x".into()), Cell::number(f64::INFINITY, 2), Cell::Empty, Cell::Empty],
+                vec![
+                    Cell::Text("a, \"b\"_c | d".into()),
+                    Cell::number(6.607, 2),
+                    share,
+                    Cell::number(7.0, 0),
+                ],
+                vec![
+                    Cell::Text("x".into()),
+                    Cell::number(f64::INFINITY, 2),
+                    Cell::Empty,
+                    Cell::Empty,
+                ],
             ],
             notes: vec!["a note".into()],
         }
