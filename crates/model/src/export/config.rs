@@ -125,7 +125,8 @@ fn stock_can(spec: &DecoderSpec) -> bool {
         .layers
         .iter()
         .all(|layer| Site::ALL.iter().all(|site| layer.sites.get(*site) == SiteOp::Identity));
-    plain && matches!(activations(spec), PerLayer::All(activation) if activation.hf_name().is_some())
+    plain
+        && matches!(activations(spec), PerLayer::All(activation) if activation.hf_name().is_some())
 }
 
 /// The activations of all layers; one for all where they agree.

@@ -12,6 +12,7 @@ mod python;
 use std::path::Path;
 
 use relufy_spec::{ReluPlan, Source};
+use serde_json::Value;
 
 pub use config::{ExportConfig, export_config, stage_of};
 pub use python::{PythonFile, python_files};
@@ -57,6 +58,11 @@ pub fn write_trained_export(
 ) -> Result<ExportConfig> {
     let mut export = export_config(checkpoint.config(), plan, source)?;
     export.add_tokens(tokens);
+    if export.remote_code && needs_tokenizer_class(checkpoint)? {
+        // `AutoTokenizer` would go by the `model_type`, and it does not know ours.
+        let class = python::default_tokenizer(checkpoint.config().family)?;
+        export.json.insert("tokenizer_class".to_owned(), class.into());
+    }
     copy_companions(checkpoint, folder)?;
     write_config(folder, &export.json)?;
     if export.remote_code {
@@ -66,6 +72,24 @@ pub fn write_trained_export(
     }
     write(folder, "README.md", &card::model_card(&export))?;
     Ok(export)
+}
+
+/// Whether there is a tokenizer and no file says of which class.
+fn needs_tokenizer_class(checkpoint: &Checkpoint) -> Result<bool> {
+    let names = |json: &Value| json.get("tokenizer_class").is_some_and(|class| !class.is_null());
+    let dir = checkpoint.dir();
+    if !dir.join("tokenizer.json").is_file() {
+        return Ok(false);
+    }
+    let path = dir.join("tokenizer_config.json");
+    let own = if path.is_file() {
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        serde_json::from_str(&text).map_err(|source| Error::Json { path, source })?
+    } else {
+        Value::Null
+    };
+    let config = checkpoint.config().json.get("tokenizer_class");
+    Ok(!names(&own) && config.is_none_or(Value::is_null))
 }
 
 fn write(folder: &Path, name: &str, text: &str) -> Result<()> {

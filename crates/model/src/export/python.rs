@@ -25,17 +25,39 @@ struct Names {
     class: &'static str,
     /// What its causal language model's class ends with.
     head: &'static str,
+    /// The tokenizer that `AutoTokenizer` takes for the family where no file names one.
+    tokenizer: &'static str,
 }
 
 const NAMES: [Names; 8] = [
-    Names { family: "llama", class: "Llama", head: "ForCausalLM" },
-    Names { family: "mistral", class: "Mistral", head: "ForCausalLM" },
-    Names { family: "qwen2", class: "Qwen2", head: "ForCausalLM" },
-    Names { family: "qwen3", class: "Qwen3", head: "ForCausalLM" },
-    Names { family: "opt", class: "OPT", head: "ForCausalLM" },
-    Names { family: "falcon", class: "Falcon", head: "ForCausalLM" },
-    Names { family: "gpt_neox", class: "GPTNeoX", head: "ForCausalLM" },
-    Names { family: "gpt2", class: "GPT2", head: "LMHeadModel" },
+    Names {
+        family: "llama",
+        class: "Llama",
+        head: "ForCausalLM",
+        tokenizer: "PreTrainedTokenizerFast",
+    },
+    Names {
+        family: "mistral",
+        class: "Mistral",
+        head: "ForCausalLM",
+        tokenizer: "PreTrainedTokenizerFast",
+    },
+    Names { family: "qwen2", class: "Qwen2", head: "ForCausalLM", tokenizer: "Qwen2Tokenizer" },
+    Names { family: "qwen3", class: "Qwen3", head: "ForCausalLM", tokenizer: "Qwen2Tokenizer" },
+    Names { family: "opt", class: "OPT", head: "ForCausalLM", tokenizer: "GPT2Tokenizer" },
+    Names {
+        family: "falcon",
+        class: "Falcon",
+        head: "ForCausalLM",
+        tokenizer: "PreTrainedTokenizerFast",
+    },
+    Names {
+        family: "gpt_neox",
+        class: "GPTNeoX",
+        head: "ForCausalLM",
+        tokenizer: "GPTNeoXTokenizer",
+    },
+    Names { family: "gpt2", class: "GPT2", head: "LMHeadModel", tokenizer: "GPT2Tokenizer" },
 ];
 
 fn names(family: &str) -> Result<&'static Names> {
@@ -70,6 +92,11 @@ pub(super) struct Classes {
     pub causal: String,
 }
 
+/// The tokenizer that `AutoTokenizer` takes for a family where no file names one.
+pub(super) fn default_tokenizer(family: &str) -> Result<&'static str> {
+    names(family).map(|names| names.tokenizer)
+}
+
 /// The class names of a family's module.
 pub(super) fn classes(family: &str) -> Result<Classes> {
     let Names { class, head, .. } = names(family)?;
@@ -94,7 +121,8 @@ mod tests {
             assert!(files[1].text.contains(&format!("class {}(", classes.base)));
             assert!(files[1].text.contains(&format!("class {}(", classes.causal)));
             assert!(files[2].text.contains(&format!("\"{}\":", names.family)));
-            let foreign = |text: &str| names.family != "llama" && text.to_lowercase().contains("llama");
+            let foreign =
+                |text: &str| names.family != "llama" && text.to_lowercase().contains("llama");
             assert!(!foreign(&files[0].text) && !foreign(&files[1].text));
         }
         assert!(python_files("mamba").is_err());

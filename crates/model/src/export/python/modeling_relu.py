@@ -5,8 +5,6 @@ from transformers import LlamaForCausalLM, LlamaModel
 from .configuration_relu import ReluLlamaConfig
 from .relu_sites import adopt_renamings, relufy
 
-adopt_renamings("llama", "relu_llama")
-
 
 class ReluLlamaModel(LlamaModel):
     config_class = ReluLlamaConfig
@@ -22,3 +20,7 @@ class ReluLlamaForCausalLM(LlamaForCausalLM):
     def __init__(self, config):
         super().__init__(config)
         relufy(self, "llama")
+
+
+adopt_renamings(ReluLlamaModel)
+adopt_renamings(ReluLlamaForCausalLM)

@@ -151,12 +151,18 @@ def relufy(model, family):
                 put(layer.get_submodule(name), planned(site), behind=False)
 
 
-def adopt_renamings(family, model_type):
-    """Lets transformers 5 read the older tensor names of a family under our own model type."""
+def adopt_renamings(ours):
+    """Lets transformers 5, which renames some tensors as it loads, do so for our class as well.
+
+    Its table knows a model by the name of its class or by its `model_type`; ours are new.
+    """
     try:
         from transformers import conversion_mapping as known
     except ImportError:  # transformers 4 renames nothing
         return
-    renamings = known.get_checkpoint_conversion_mapping(family)
-    if renamings is not None:
-        known.register_checkpoint_conversion_mapping(model_type, renamings, overwrite=True)
+    stock, config = ours.__base__, ours.config_class
+    pairs = {stock.__name__: ours.__name__, config.__base__.model_type: config.model_type}
+    for theirs, name in pairs.items():
+        renamings = known.get_checkpoint_conversion_mapping(theirs)
+        if renamings is not None:
+            known.register_checkpoint_conversion_mapping(name, renamings, overwrite=True)
