@@ -29,11 +29,12 @@ impl Trainer {
         Ok(target)
     }
 
-    /// Writes the trained model, in place of an earlier one of a shorter run.
-    pub(crate) fn save_final(&mut self) -> Result<PathBuf> {
+    /// Writes the trained model, in place of an earlier one. Where nothing was `trained` in
+    /// this call, a model of this very step stays.
+    pub(crate) fn save_final(&mut self, trained: bool) -> Result<PathBuf> {
         let target = self.folder.final_model();
         let earlier = state::read_trainer(&target)?;
-        if earlier.is_some_and(|earlier| earlier.global_step == self.resume.step) {
+        if !trained && earlier.is_some_and(|earlier| earlier.global_step == self.resume.step) {
             return Ok(target);
         }
         self.folder.remove(&target)?;

@@ -165,7 +165,7 @@ impl Trainer {
                 self.save(observer)?;
             }
         }
-        let model = self.save_final()?;
+        let model = self.save_final(self.resume.step > first)?;
         let summary =
             Summary { model: Some(model), ..self.summary(last_loss, last_validation, started)? };
         observer.finished(&summary);

@@ -56,6 +56,13 @@ fn stopping_and_resuming_changes_no_bit() {
     let (_, steps) = train_until(&cut, true, u64::MAX).unwrap();
     assert!(steps.is_empty());
     same_run(&world.path("whole"), &world.path("cut"));
+    // Other settings are allowed, and give another model.
+    fs::remove_dir_all(world.path("cut/checkpoint-40")).unwrap();
+    let slower = world.config("model", "cut", LOSSES, &["model.stage=1", "optim.min_lr_ratio=0.5"]);
+    assert!(completed(&slower).unwrap().is_none());
+    assert_eq!(train_until(&slower, true, u64::MAX).unwrap().1.len(), 10);
+    let model = |run: &str| fs::read(world.path(run).join("final/model.safetensors")).unwrap();
+    assert!(model("whole") != model("cut"));
 }
 
 #[test]
