@@ -27,11 +27,17 @@ pub enum Error {
     },
     /// The checkpoint, its decoder or the output folder.
     #[error(transparent)]
-    Model(#[from] relufy_model::Error),
+    Model(Box<relufy_model::Error>),
     /// The plan does not fit the model.
     #[error(transparent)]
     Spec(#[from] relufy_spec::Error),
     /// The corpus or the tokenizer.
     #[error(transparent)]
     Data(#[from] relufy_data::Error),
+}
+
+impl From<relufy_model::Error> for Error {
+    fn from(error: relufy_model::Error) -> Error {
+        Error::Model(Box::new(error))
+    }
 }

@@ -1,6 +1,8 @@
 //! Surgery from folder to folder, for every family: what is written reads back as the
 //! model that surgery in memory makes, and nothing else changes.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -193,6 +195,36 @@ fn the_record_says_what_was_converted() {
     let card = fs::read_to_string(made.dir().join("README.md")).unwrap();
     assert!(card.contains("# donor, relufied") && card.contains("trust_remote_code=True"));
     assert!(!card.contains("base_model:"));
+}
+
+#[test]
+fn a_tokenizer_that_only_the_model_type_named_keeps_its_class() {
+    let dir = tempfile::tempdir().unwrap();
+    let gpt2 = &configs().into_iter().find(|(name, _)| *name == "gpt2").unwrap().1;
+    for (n, (files, expected)) in [
+        (vec![], None),
+        (vec![("tokenizer.json", "{}")], Some("GPT2Tokenizer")),
+        (
+            vec![
+                ("tokenizer.json", "{}"),
+                ("tokenizer_config.json", r#"{"tokenizer_class": "X"}"#),
+            ],
+            None,
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let from = dir.path().join(format!("donor-{n}"));
+        make(&from, gpt2);
+        for (file, text) in files {
+            fs::write(from.join(file), text).unwrap();
+        }
+        let (_, made) = operate(&from, dir.path().join(format!("s2-{n}")), &request(Stage::Two));
+        assert_eq!(made.config().json.get("tokenizer_class").and_then(Value::as_str), expected);
+        let (_, made) = operate(&from, dir.path().join(format!("s1-{n}")), &request(Stage::One));
+        assert_eq!(made.config().json.get("tokenizer_class"), None);
+    }
 }
 
 #[cfg(unix)]

@@ -148,7 +148,8 @@ fn activation_field(
     // ProSparse's names: stock classes, which our module builds on, do not know them.
     let foreign = current.is_some_and(|name| Activation::from_hf_name(name).is_none());
     let changed = activations(spec) != activations(before);
-    if !changed && !(foreign && remote_code) {
+    let unbuildable = foreign && remote_code;
+    if !changed && !unbuildable {
         return None;
     }
     match activations(spec) {
