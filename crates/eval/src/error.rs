@@ -85,6 +85,14 @@ pub enum Error {
         /// What the system says.
         source: std::io::Error,
     },
+    /// A folder that cannot be made.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// A file that is no result of an evaluation.
     #[error("{} is no evaluation result: {source}", path.display())]
     Results {

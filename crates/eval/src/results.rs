@@ -108,11 +108,14 @@ impl RunResult {
     /// The layout that this version writes and reads.
     pub const FORMAT: u32 = 1;
 
-    /// Writes `results.json` into `folder`, in one piece or not at all.
+    /// Writes `results.json` into `folder`, which is made if it is missing, in one piece or
+    /// not at all.
     ///
     /// # Errors
     /// The file system's.
     pub fn write(&self, folder: &Path) -> Result<PathBuf> {
+        std::fs::create_dir_all(folder)
+            .map_err(|source| Error::Write { path: folder.to_path_buf(), source })?;
         let path = folder.join(FILE);
         let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');
@@ -125,7 +128,11 @@ impl RunResult {
     /// # Errors
     /// No such file, or one that is no result of this layout.
     pub fn read(path: &Path) -> Result<RunResult> {
-        let path = if path.is_dir() { path.join(FILE) } else { path.to_path_buf() };
+        let file = if path.is_dir() { path.join(FILE) } else { path.to_path_buf() };
+        if path.is_dir() && !file.exists() {
+            return Err(Error::NoResults { path: path.to_path_buf() });
+        }
+        let path = file;
         let text = std::fs::read_to_string(&path)
             .map_err(|source| Error::Read { path: path.clone(), source })?;
         let result: RunResult = serde_json::from_str(&text)
@@ -166,5 +173,21 @@ impl ModelInfo {
             parameters: config.spec.parameter_count(),
             tokens_trained: relufication.map_or(0, |record| record.tokens_trained),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_result_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let why = || RunResult::read(folder.path()).unwrap_err().to_string();
+        assert!(why().contains("holds no results.json"), "{}", why());
+        std::fs::write(folder.path().join(FILE), "{\"format\": 1}").unwrap();
+        assert!(why().contains("no evaluation result: missing field"), "{}", why());
+        let missing = RunResult::read(&folder.path().join("other.json")).unwrap_err();
+        assert!(missing.to_string().contains("cannot read"), "{missing}");
     }
 }

@@ -4,7 +4,6 @@
 //! and up projections, FLOPs of a token, average accuracy, each task's accuracy. Behind
 //! them stand perplexities, which the average leaves out.
 
-use relufy_spec::Stage;
 use relufy_spec::flops::Convention;
 
 use super::grid::{Cell, Column, Grid};
@@ -132,11 +131,13 @@ fn notes(
     notes
 }
 
-/// The model and its stage, as the paper writes them.
+/// The model and its stage, as the paper writes them: `name (s1)`, unless the name tells.
 fn label(run: &RunResult) -> String {
-    match run.model.stage {
-        Stage::Dense => run.model.name.clone(),
-        stage => format!("{} (s{})", run.model.name, u8::from(stage)),
+    let name = &run.model.name;
+    match u8::from(run.model.stage) {
+        0 => name.clone(),
+        stage if name.contains(&format!("(s{stage}")) => name.clone(),
+        stage => format!("{name} (s{stage})"),
     }
 }
 
@@ -199,6 +200,7 @@ impl Unit {
 
 #[cfg(test)]
 mod tests {
+    use relufy_spec::Stage;
     use relufy_spec::flops::{FlopsReport, SiteDensities};
 
     use super::*;
@@ -274,6 +276,13 @@ mod tests {
         assert_eq!(row["flops_paper_compat"], 7e5);
         assert_eq!((&row["stage"], &row["parameters"]), (&1.into(), &2_000_000.into()));
         assert_eq!((&row["average"], &row["piqa"]), (&60.0.into(), &60.0.into()));
+    }
+
+    #[test]
+    fn a_stage_is_named_once() {
+        assert_eq!(label(&run("a", Stage::Dense, 0, &[])), "a");
+        assert_eq!(label(&run("a", Stage::Two, 0, &[])), "a (s2)");
+        assert_eq!(label(&run("a (s2, bare)", Stage::Two, 0, &[])), "a (s2, bare)");
     }
 
     #[test]
