@@ -25,27 +25,32 @@ HF_TOKEN and HF_HUB_OFFLINE are honoured. RELUFY_LOG sets the log level (warn, i
 )]
 pub struct Args {
     /// Threads for the arithmetic; all cores by default.
-    #[arg(long, global = true, value_name = "N", env = "RELUFY_THREADS")]
-    threads: Option<std::num::NonZeroUsize>,
+    #[arg(long, global = true, value_name = "N", env = "RELUFY_THREADS",
+        value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
     #[command(subcommand)]
     pub command: Command,
 }
 
 impl Args {
-    /// Sizes the thread pool before anybody uses it.
-    pub fn use_threads(&self) -> anyhow::Result<()> {
-        match self.threads {
-            None => Ok(()),
-            Some(threads) => rayon::ThreadPoolBuilder::new()
-                .num_threads(threads.get())
-                .build_global()
-                .context("cannot start the threads"),
-        }
+    /// Starts the thread pool before anybody uses it.
+    pub fn start_threads(&self) -> anyhow::Result<()> {
+        rayon::ThreadPoolBuilder::new()
+            // 0: as many as there are cores, or as RAYON_NUM_THREADS says.
+            .num_threads(self.threads.map_or(0, usize::from))
+            // The program itself runs in one of them.
+            .stack_size(MAIN_STACK)
+            .build_global()
+            .context("cannot start the threads")
     }
 }
 
+/// What the system gives a program's main thread.
+const MAIN_STACK: usize = 8 << 20;
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Quickstart(commands::quickstart::Quickstart),
     Inspect(commands::inspect::Inspect),
     Surgery(commands::surgery::Surgery),
     Calibrate(commands::calibrate::Calibrate),

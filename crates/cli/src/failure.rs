@@ -3,8 +3,14 @@
 use std::io::ErrorKind;
 use std::process::ExitCode;
 
+use relufy_data::Error as Data;
+use relufy_eval::Error as Eval;
 use relufy_model::Error as Model;
 use relufy_spec::Error as Spec;
+use relufy_surgery::Error as Surgery;
+use relufy_trainer::Error as Trainer;
+
+use crate::out;
 
 /// Exit code for input that will not do.
 const BAD_INPUT: u8 = 2;
@@ -17,9 +23,9 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     if io_kind(error) == Some(ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("error: {}", chain(error));
+    out::warn(format_args!("error: {}", chain(error)));
     if let Some(hint) = hint(error) {
-        eprintln!("hint: {hint}");
+        out::warn(format_args!("hint: {hint}"));
     }
     ExitCode::from(if is_failure(error) { FAILURE } else { BAD_INPUT })
 }
@@ -53,11 +59,8 @@ fn is_failure(error: &anyhow::Error) -> bool {
     refused
         || error.chain().any(|cause| {
             matches!(
-                cause.downcast_ref::<relufy_trainer::Error>(),
-                Some(
-                    relufy_trainer::Error::NonFinite { .. }
-                        | relufy_trainer::Error::Gradients { .. }
-                )
+                cause.downcast_ref::<Trainer>(),
+                Some(Trainer::NonFinite { .. } | Trainer::Gradients { .. })
             )
         })
 }
@@ -67,24 +70,59 @@ fn io_kind(error: &anyhow::Error) -> Option<ErrorKind> {
 }
 
 /// What to do about it, where something can be said.
-fn hint(error: &anyhow::Error) -> Option<String> {
-    if io_kind(error) == Some(ErrorKind::StorageFull) {
-        return Some(
-            "free some space and run the command again: nothing was left half-written".into(),
-        );
+fn hint(error: &anyhow::Error) -> Option<&'static str> {
+    match io_kind(error) {
+        Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            Some("free some space and run the command again: nothing was left half-written")
+        }
+        Some(ErrorKind::FileTooLarge) => {
+            Some("a limit on the size of files stands in the way: see `ulimit -f`")
+        }
+        _ => error.chain().find_map(hint_of),
     }
-    error.chain().find_map(|cause| {
-        if let Some(error) = cause.downcast_ref::<relufy_data::Error>() {
-            return error.hint().map(str::to_owned);
-        }
-        if let Some(error) = cause.downcast_ref::<Model>() {
-            return model_hint(error).map(str::to_owned);
-        }
-        if let Some(error) = cause.downcast_ref::<Spec>() {
-            return spec_hint(error).map(str::to_owned);
-        }
-        cause.downcast_ref::<relufy_trainer::Error>().and_then(trainer_hint).map(str::to_owned)
-    })
+}
+
+/// The hint of one error. A transparent wrapper stands in the chain in place of the error
+/// that it wraps, so it is opened here.
+fn hint_of(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    if let Some(error) = cause.downcast_ref() {
+        return data_hint(error);
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return model_hint(error);
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return spec_hint(error);
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return match error {
+            Surgery::Model(inner) => model_hint(inner),
+            Surgery::Data(inner) => data_hint(inner),
+            Surgery::Spec(inner) => spec_hint(inner),
+            _ => None,
+        };
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return match error {
+            Trainer::Model(inner) => model_hint(inner),
+            Trainer::Data(inner) => data_hint(inner),
+            Trainer::Spec(inner) => spec_hint(inner),
+            other => other.hint(),
+        };
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return match error {
+            Eval::Model(inner) => model_hint(inner),
+            Eval::Data(inner) => data_hint(inner),
+            Eval::Spec(inner) => spec_hint(inner),
+            _ => None,
+        };
+    }
+    cause.downcast_ref().and_then(relufy_recipe::Error::hint)
+}
+
+fn data_hint(error: &Data) -> Option<&'static str> {
+    error.hint()
 }
 
 fn model_hint(error: &Model) -> Option<&'static str> {
@@ -92,7 +130,8 @@ fn model_hint(error: &Model) -> Option<&'static str> {
         Model::NotAModel { .. } => {
             "give a Hugging Face folder: config.json, model.safetensors (or shards, or pytorch_model.bin), tokenizer.json"
         }
-        Model::Config { source, .. } => return spec_hint(source),
+        Model::Config { source, .. } | Model::Spec(source) => return spec_hint(source),
+        Model::Data(inner) => return data_hint(inner),
         Model::Damaged { .. } => "download or copy the file again: it is truncated or was changed",
         Model::MissingTensor { .. } => {
             "the config and the weights belong to different models, or a shard is missing"
@@ -103,8 +142,12 @@ fn model_hint(error: &Model) -> Option<&'static str> {
         Model::Dtype { .. } => "quantised weights cannot be trained: use the original checkpoint",
         Model::NonFinite { .. } => "the checkpoint diverged or is damaged: use an earlier one",
         Model::TokenizerTooLarge { .. } => "the tokenizer belongs to another model",
+        Model::TiedDiffer { .. } => {
+            "if the head is a matrix of its own, set `tie_word_embeddings` to false in config.json"
+        }
         Model::OutputExists { .. } => "choose another folder, or remove this one first",
         Model::SequenceTooLong { .. } => "use shorter sequences",
+        Model::NoSuchTensor(_) => "names are those of the checkpoint's weight files",
         _ => return None,
     })
 }
@@ -120,15 +163,4 @@ fn spec_hint(error: &Spec) -> Option<&'static str> {
         Spec::MissingKey { .. } => "is this the config.json of a whole model?",
         _ => return None,
     })
-}
-
-fn trainer_hint(error: &relufy_trainer::Error) -> Option<&'static str> {
-    use relufy_trainer::Error;
-    match error {
-        // Wrapped errors are transparent: the chain shows their causes, but not themselves.
-        Error::Model(inner) => model_hint(inner),
-        Error::Data(inner) => inner.hint(),
-        Error::Spec(inner) => spec_hint(inner),
-        other => other.hint(),
-    }
 }

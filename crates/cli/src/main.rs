@@ -2,10 +2,12 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // printing is what this crate is for
 
+mod allocator;
 mod args;
 mod commands;
 mod failure;
 mod human;
+mod out;
 mod progress;
 mod stop;
 
@@ -15,13 +17,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-/// glibc gives freed activations back to the system and takes them again, page fault by
-/// page fault, at every step; mimalloc keeps them.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
+    allocator::keep_freed_memory();
     let args = args::Args::parse();
+    report_file_size_limit();
     let filter = EnvFilter::try_from_env("RELUFY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -29,11 +28,23 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .init();
-    if let Err(error) = args.use_threads() {
+    if let Err(error) = args.start_threads() {
         return failure::report(&error);
     }
-    match commands::run(args.command) {
+    // Inside the pool: an operation that starts there need not wake a worker first.
+    rayon::scope(|_| match commands::run(args.command) {
         Ok(code) => code,
         Err(error) => failure::report(&error),
-    }
+    })
 }
+
+/// Makes a write beyond `ulimit -f` an error that is reported and cleaned up after; by
+/// default the signal that comes with it ends the program where it stands.
+#[cfg(unix)]
+fn report_file_size_limit() {
+    // SAFETY: ignoring a signal runs no code of ours, and no other thread exists yet.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+#[cfg(not(unix))]
+fn report_file_size_limit() {}

@@ -6,6 +6,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use relufy_data::Progress;
 
+use crate::out;
+
 /// Draws one bar for the task at hand on standard error; silent where that is no terminal.
 #[derive(Default)]
 pub struct Bars {
@@ -50,7 +52,7 @@ impl Progress for Bars {
     fn message(&self, text: &str) {
         self.with(|current| match current {
             Some(bar) if !bar.is_hidden() => bar.println(text),
-            _ => eprintln!("{text}"),
+            _ => out::warn(text),
         });
     }
 

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 
+use crate::out;
+
 /// What a shell expects of a program that SIGINT ended.
 pub const INTERRUPTED: u8 = 130;
 
@@ -20,7 +22,7 @@ pub fn flag() -> anyhow::Result<Arc<AtomicBool>> {
         if raised.swap(true, Ordering::SeqCst) {
             process::exit(i32::from(INTERRUPTED));
         }
-        eprintln!("\nstopping after this step and saving; once more to stop at once");
+        out::warn("\nstopping after this step and saving; once more to stop at once");
     })
     .context("cannot watch for Ctrl-C")?;
     Ok(stop)

@@ -4,6 +4,7 @@
 //! not depend on the number of threads.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use gemm::Parallelism;
 
@@ -128,37 +129,97 @@ pub fn gemm(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, c: MatMut<'_>, who: Thread
         return Err(wrong("c", vec![a.rows, b.cols], vec![c.rows, c.cols]));
     }
     let work = c.rows.saturating_mul(c.cols).saturating_mul(a.cols);
-    let parallelism = match who {
-        Threads::All if work >= PARALLEL_FROM => Parallelism::Rayon(0),
-        _ => Parallelism::None,
+    let pieces = match who {
+        Threads::All if work >= PARALLEL_FROM => rayon::current_num_threads(),
+        _ => 1,
     };
-    // SAFETY: the constructors checked that each matrix lies inside its slice, the slices live
-    // through the call, `c` is exclusive, and it is read only where the caller holds initialised
-    // elements (`Accum::Add` cannot be made over fresh memory).
-    unsafe {
-        gemm::gemm(
-            c.rows,
-            c.cols,
-            a.cols,
-            c.data.as_mut_ptr().cast::<f32>(),
-            1,
-            c.row_stride as isize,
-            c.accum == Accum::Add,
-            a.data.as_ptr(),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.col_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            alpha,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
+    let product = Product { alpha, a, b, c: c.data.as_mut_ptr().cast(), shape: &c };
+    let (longer, by_rows) = (c.rows.max(c.cols), c.rows > c.cols);
+    let blocks = longer.div_ceil(PIECE);
+    fork(0..pieces.clamp(1, blocks.max(1)), &|piece, pieces| {
+        let cut = |at: usize| (blocks * at / pieces * PIECE).min(longer);
+        let range = cut(piece)..cut(piece + 1);
+        // SAFETY: the constructors checked that each matrix lies inside its slice, and the
+        // ranges of the pieces lie inside `c` and do not meet.
+        unsafe {
+            match by_rows {
+                true => product.run(range, 0..c.cols),
+                false => product.run(0..c.rows, range),
+            }
+        }
+    });
     Ok(())
+}
+
+/// Each thread computes one piece of the product's longer side: the gemm crate's own sharing
+/// of panels between threads was 5 to 20 % slower at the shapes of a training step. A piece's
+/// side is a multiple of this; the sum of an element is the same whatever the cut.
+const PIECE: usize = 64;
+
+/// Calls `work(piece, pieces)` for each piece, side by side.
+fn fork(pieces: Range<usize>, work: &(impl Fn(usize, usize) + Sync)) {
+    fn halve(part: Range<usize>, all: usize, work: &(impl Fn(usize, usize) + Sync)) {
+        match part.len() {
+            0 => {}
+            1 => work(part.start, all),
+            len => {
+                let middle = part.start + len / 2;
+                rayon::join(
+                    || halve(part.start..middle, all, work),
+                    || halve(middle..part.end, all, work),
+                );
+            }
+        }
+    }
+    halve(pieces.clone(), pieces.end, work);
+}
+
+/// A product whose pieces several threads compute.
+struct Product<'a> {
+    alpha: f32,
+    a: MatRef<'a>,
+    b: MatRef<'a>,
+    /// First element of the result.
+    c: *mut f32,
+    shape: &'a MatMut<'a>,
+}
+
+// SAFETY: `c` is written in pieces that do not meet (`Product::run`); all else is only read.
+unsafe impl Sync for Product<'_> {}
+
+impl Product<'_> {
+    /// Computes the given rows and columns of the result.
+    ///
+    /// # Safety
+    /// They must lie inside it, and no other thread may compute any of them. With
+    /// [`Accum::Add`] they must be initialised (which cannot be made over fresh memory).
+    unsafe fn run(&self, rows: Range<usize>, cols: Range<usize>) {
+        let Product { alpha, a, b, c, shape } = *self;
+        // SAFETY: as the caller promises.
+        unsafe {
+            gemm::gemm(
+                rows.len(),
+                cols.len(),
+                a.cols,
+                c.add(rows.start * shape.row_stride + cols.start),
+                1,
+                shape.row_stride as isize,
+                shape.accum == Accum::Add,
+                a.data.as_ptr().add(rows.start * a.row_stride),
+                a.col_stride as isize,
+                a.row_stride as isize,
+                b.data.as_ptr().add(cols.start * b.col_stride),
+                b.col_stride as isize,
+                b.row_stride as isize,
+                1.0,
+                alpha,
+                false,
+                false,
+                false,
+                Parallelism::None,
+            );
+        }
+    }
 }
 
 fn ensure_fits(len: usize, rows: usize, cols: usize, row_stride: usize) -> Result<()> {

@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use relufy_trainer::bench::{Shape, train_steps};
 
+use crate::out;
+
 /// Measure speed on this machine.
 #[derive(Debug, clap::Args)]
 pub struct Bench {
@@ -50,17 +52,29 @@ impl Bench {
         };
         let measured = train_steps(shape, args.steps as usize)?;
         if args.json {
-            println!("{}", serde_json::to_string(&measured)?);
+            let mut json = serde_json::to_value(&measured)?;
+            json["shape"] = shape.name.into();
+            out::line(json)?;
             return Ok(ExitCode::SUCCESS);
         }
         let median = 1e3 * shape.tokens() as f64 / measured.tokens_per_second;
-        println!("shape             {} ({} tokens a step)", shape.name, shape.tokens());
-        println!("threads           {}", rayon::current_num_threads());
-        println!("tokens/s          {:.0}", measured.tokens_per_second);
-        println!("step              {median:.2} ms (median of {})", measured.step_ms.len());
-        println!("  forward+backward {:.2} ms (mean)", measured.parts.forward_backward);
-        println!("  gradient norm    {:.2} ms", measured.parts.clip);
-        println!("  AdamW            {:.2} ms", measured.parts.adamw);
+        out::line(format_args!(
+            "shape             {} ({} tokens a step)",
+            shape.name,
+            shape.tokens()
+        ))?;
+        out::line(format_args!("threads           {}", rayon::current_num_threads()))?;
+        out::line(format_args!("tokens/s          {:.0}", measured.tokens_per_second))?;
+        out::line(format_args!(
+            "step              {median:.2} ms (median of {})",
+            measured.step_ms.len()
+        ))?;
+        out::line(format_args!(
+            "  forward+backward {:.2} ms (mean)",
+            measured.parts.forward_backward
+        ))?;
+        out::line(format_args!("  gradient norm    {:.2} ms", measured.parts.clip))?;
+        out::line(format_args!("  AdamW            {:.2} ms", measured.parts.adamw))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -11,6 +11,7 @@ use relufy_spec::{ReluPlan, Stage};
 use relufy_surgery::{Calibration, Options, calibrate};
 
 use crate::commands::surgery::text;
+use crate::out;
 use crate::progress::Bars;
 
 /// Measure densities and pre-activations per layer and site on text, and the shift of a
@@ -55,7 +56,7 @@ impl Calibrate {
         if let Some(path) = &self.output {
             write_atomic(path, serde_json::to_string_pretty(&found)?.as_bytes())?;
         }
-        print!("{}", grid(&found, &options).render(self.format));
+        out::print(grid(&found, &options).render(self.format))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 
+use crate::out;
+
 /// Print the tab completion script of a shell.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -17,7 +19,9 @@ pub struct Completions {
 impl Completions {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let mut command = crate::args::Args::command();
-        clap_complete::generate(self.shell, &mut command, "relufy", &mut std::io::stdout());
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut command, "relufy", &mut script);
+        out::print(String::from_utf8(script)?)?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -13,6 +13,7 @@ use relufy_model::Checkpoint;
 use relufy_spec::flops::Convention;
 use relufy_spec::{ReluPlan, Stage};
 
+use crate::out;
 use crate::progress::Bars;
 
 /// Evaluate a model: zero-shot tasks, perplexity, densities and FLOPs per token.
@@ -71,7 +72,7 @@ impl Eval {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         if self.model == "ls" {
             for task in tasks::all() {
-                println!("{:<16} {}", task.name(), task.source());
+                out::line(format_args!("{:<16} {}", task.name(), task.source()))?;
             }
             return Ok(ExitCode::SUCCESS);
         }
@@ -103,9 +104,9 @@ impl Eval {
             result.write(folder)?;
         }
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&result)?);
+            out::line(serde_json::to_string_pretty(&result)?)?;
         } else {
-            print!("{}", text(result));
+            out::print(text(result))?;
         }
         Ok(ExitCode::SUCCESS)
     }

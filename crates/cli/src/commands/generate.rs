@@ -10,6 +10,7 @@ use candle_transformers::generation::{LogitsProcessor, Sampling};
 use relufy_model::{Checkpoint, generate};
 use relufy_spec::{ReluPlan, Stage};
 
+use crate::out;
 use crate::progress::Bars;
 
 /// Continue a prompt; the text appears as it is made.
@@ -69,6 +70,11 @@ impl Generate {
             // An empty prompt is the beginning of a text.
             ids.extend(tokenizer.prefix_token());
         }
+        let max = checkpoint.config().spec.max_positions;
+        if ids.len() > max {
+            return Err(relufy_model::Error::SequenceTooLong { len: ids.len(), max })
+                .context("--prompt");
+        }
         let mut processor = LogitsProcessor::from_sampling(self.seed, sampling);
         let mut stream = tokenizer.stream(true);
         let mut out = std::io::stdout().lock();
@@ -104,7 +110,11 @@ impl Generate {
         writeln!(out)?;
         if std::io::stderr().is_terminal() {
             let seconds = started.elapsed().as_secs_f64();
-            eprintln!("{} tokens, {:.1} tokens/s", made.len(), made.len() as f64 / seconds);
+            out::warn(format_args!(
+                "{} tokens, {:.1} tokens/s",
+                made.len(),
+                made.len() as f64 / seconds
+            ));
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use relufy_model::StoredDtype;
 use relufy_trainer::InitOptions;
 
-use crate::human;
+use crate::{human, out};
 
 /// Make a checkpoint with random weights from any family's config; it trains like any other.
 #[derive(Debug, clap::Args)]
@@ -26,7 +26,7 @@ pub struct Init {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Standard deviation of the matrices; by default the config's `initializer_range`, else 0.02.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     std: Option<f64>,
     /// Number type of the weights.
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
@@ -55,7 +55,11 @@ impl Init {
             },
         })?;
         let parameters = human::count(made.parameters as f64);
-        println!("{}: {} with {parameters} random parameters", made.path.display(), made.family);
+        out::line(format_args!(
+            "{}: {} with {parameters} random parameters",
+            made.path.display(),
+            made.family
+        ))?;
         Ok(ExitCode::SUCCESS)
     }
 }

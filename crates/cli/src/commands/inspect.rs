@@ -13,6 +13,7 @@ use relufy_spec::{
 use serde::Serialize;
 
 use crate::human;
+use crate::out;
 use crate::progress::Bars;
 
 /// Say what a model is: family, shape, sites, parameters, FLOPs per token, memory.
@@ -27,11 +28,11 @@ pub struct Inspect {
     #[arg(long)]
     json: bool,
     /// Sequences of a training step, for the memory estimate.
-    #[arg(long, default_value_t = 1)]
-    batch: usize,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    batch: u32,
     /// Tokens of a sequence, for the memory estimates; by default at most 2048.
-    #[arg(long)]
-    seq_len: Option<usize>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    seq_len: Option<u32>,
 }
 
 /// Everything that is printed.
@@ -82,13 +83,14 @@ impl Inspect {
         let checkpoint = Checkpoint::resolve(&self.model, &Bars::default())?;
         let config = checkpoint.config();
         let spec = &config.spec;
-        let seq_len = self.seq_len.unwrap_or(2048).min(spec.max_positions);
+        let seq_len = (self.seq_len.unwrap_or(2048) as usize).min(spec.max_positions);
         // A model without tokenizer is still worth a look; a tokenizer that does not fit is an error.
         let has_tokenizer = checkpoint.dir().join("tokenizer.json").is_file();
         let tokenizer = has_tokenizer.then(|| checkpoint.tokenizer()).transpose()?;
+        let batch = self.batch as usize;
         let train = |recompute| {
             let shape = TrainShape {
-                batch: self.batch,
+                batch,
                 seq_len,
                 element_bytes: 4,
                 recompute,
@@ -116,15 +118,15 @@ impl Inspect {
                 run_f32: weight_bytes(spec, 4) + kv_cache_bytes(spec, 1, seq_len, 4),
                 train_f32: train(false),
                 train_f32_recompute: train(true),
-                batch: self.batch,
+                batch,
                 seq_len,
             },
             relufication: config.relufication.as_ref(),
         };
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&report)?);
+            out::line(serde_json::to_string_pretty(&report)?)?;
         } else {
-            print!("{}", text(&report)?);
+            out::print(text(&report)?)?;
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -8,6 +8,7 @@ pub mod generate;
 pub mod init;
 pub mod inspect;
 pub mod probe;
+pub mod quickstart;
 pub mod surgery;
 pub mod table;
 pub mod train;
@@ -19,6 +20,7 @@ use crate::args::Command;
 /// Runs a command.
 pub fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Quickstart(args) => args.run(),
         Command::Inspect(args) => args.run(),
         Command::Surgery(args) => args.run(),
         Command::Calibrate(args) => args.run(),

@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use candle_core::Device;
-use relufy_model::Checkpoint;
 use relufy_model::checkpoint::write_atomic;
+use relufy_model::{Checkpoint, Error};
 use relufy_spec::{ReluPlan, Stage};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
+use crate::out;
 use crate::progress::Bars;
 
 /// Run a batch of token ids and write logits, loss, densities and gradients: what parity
@@ -46,10 +47,23 @@ impl Probe {
         let text = std::fs::read_to_string(&self.input_ids).with_context(|| path.to_string())?;
         let ids: Vec<Vec<u32>> = serde_json::from_str(&text)
             .with_context(|| format!("{path}: not a list of lists of token ids"))?;
+        check(&ids).with_context(|| path.to_string())?;
         let checkpoint = Checkpoint::resolve(&self.model, &Bars::default())?;
         let stage = Stage::try_from(self.stage).map_err(anyhow::Error::msg)?;
         let decoder = checkpoint.load_with(&Device::Cpu, &ReluPlan::stage(stage))?;
-        let probe = relufy_model::probe(&decoder, &checkpoint.config().weights, &ids, &self.grad)?;
+        let mut wanted: Vec<String> = Vec::new();
+        for name in self.grad {
+            if !wanted.contains(&name) {
+                wanted.push(name);
+            }
+        }
+        let probe = relufy_model::probe(&decoder, &checkpoint.config().weights, &ids, &wanted)
+            .map_err(|error| match error {
+                Error::TokenOutOfRange { .. } | Error::SequenceTooLong { .. } => {
+                    anyhow::Error::new(error).context(path.to_string())
+                }
+                other => other.into(),
+            })?;
 
         let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = vec![
             ("logits".into(), probe.logits_shape.to_vec(), probe.logits),
@@ -75,7 +89,26 @@ impl Probe {
             })
             .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
         write_atomic(&self.output, &safetensors::serialize(views, None)?)?;
-        println!("{}: loss {:.6}", self.output.display(), probe.loss);
+        out::line(format_args!("{}: loss {:.6}", self.output.display(), probe.loss))?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A batch has rows, all of one length.
+fn check(ids: &[Vec<u32>]) -> anyhow::Result<()> {
+    let length = ids.first().map_or(0, Vec::len);
+    if length == 0 {
+        bail!(
+            "expected rows of token ids, found {}",
+            if ids.is_empty() { "none" } else { "an empty one" }
+        );
+    }
+    match ids.iter().position(|row| row.len() != length) {
+        None => Ok(()),
+        Some(n) => bail!(
+            "row {} has {} token ids, but row 1 has {length}: rows must be equally long",
+            n + 1,
+            ids[n].len()
+        ),
     }
 }

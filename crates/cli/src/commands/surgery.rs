@@ -11,6 +11,7 @@ use relufy_surgery::{
     Linked, Options, Report, Shift, SurgeryRequest, fit_shifts, sequences, surgery,
 };
 
+use crate::out;
 use crate::progress::Bars;
 
 /// Swap the MLP's activation for ReLU (stage 1), and insert ReLUs before the QKV and up
@@ -79,15 +80,15 @@ impl Surgery {
             let found =
                 fit_shifts(&checkpoint, &plan, quantile, &text, &Options::default(), &bars)?;
             for (layer, (shift, sparsity)) in found.shifts.iter().zip(&found.sparsity).enumerate() {
-                println!(
+                out::line(format_args!(
                     "layer {layer:>3}  shift {shift:>8.4}  sparsity {:.1} %",
                     100.0 * sparsity
-                );
+                ))?;
             }
             request.shift = Shift::PerLayer(found.shifts);
         }
         let report = surgery(&checkpoint, &request, &self.output, &bars)?;
-        print_report(&report);
+        print_report(&report)?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -103,20 +104,21 @@ pub fn text(checkpoint: &Checkpoint, corpus: &str, tokens: u64) -> anyhow::Resul
         .context("calibration text")
 }
 
-fn print_report(report: &Report) {
-    println!("{}", report.path.display());
+fn print_report(report: &Report) -> std::io::Result<()> {
+    out::line(report.path.display())?;
     for (file, how) in &report.weights {
         let how = match how {
             Linked::Reflink => "shares the original's blocks",
             Linked::HardLink => "hard link to the original",
             Linked::Copy => "copied",
         };
-        println!("  {file}: {how}");
+        out::line(format_args!("  {file}: {how}"))?;
     }
     if !report.changed {
-        println!("  nothing to change: the model computes what it did before");
+        out::line(format_args!("  nothing to change: the model computes what it did before"))?;
     }
     if report.remote_code {
-        println!("  in transformers: from_pretrained(..., trust_remote_code=True)");
+        out::line(format_args!("  in transformers: from_pretrained(..., trust_remote_code=True)"))?;
     }
+    Ok(())
 }

@@ -8,6 +8,8 @@ use relufy_eval::RunResult;
 use relufy_eval::table::{Format, accuracy_vs_flops, paper_flops};
 use relufy_spec::flops::Convention;
 
+use crate::out;
+
 /// Lay evaluations side by side as the paper's Table 1 does: sparsity, FLOPs, accuracy.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -59,7 +61,7 @@ impl Table {
             }
             accuracy_vs_flops(&runs, convention)
         };
-        print!("{}", grid.render(self.format));
+        out::print(grid.render(self.format))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -11,7 +11,7 @@ use relufy_trainer::{
 };
 
 use crate::progress::{Bars, style};
-use crate::{human, stop};
+use crate::{human, out, stop};
 
 /// Fine-tune (or pretrain) a model on text, as a TOML file says.
 #[derive(Debug, clap::Args)]
@@ -44,7 +44,7 @@ impl Train {
         let mut trainer = Trainer::prepare(&config, around)?;
         trainer.measure()?;
         if self.dry_run {
-            println!("{}", plan_text(trainer.plan()));
+            out::line(plan_text(trainer.plan()))?;
             return Ok(ExitCode::SUCCESS);
         }
         let stop = stop::flag()?;
@@ -119,7 +119,7 @@ impl Bar {
     fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) if !bar.is_hidden() => bar.println(text),
-            _ => println!("{text}"),
+            _ => out::progress(text),
         }
     }
 
@@ -132,7 +132,7 @@ impl Bar {
 
 impl Observer for Bar {
     fn started(&mut self, plan: &Plan) {
-        println!("{}", plan_text(plan));
+        out::progress(plan_text(plan));
         let bar = ProgressBar::new(plan.max_steps).with_style(style(TEMPLATE));
         bar.set_position(plan.start_step);
         // Steps before a resume must not count into the rate.
@@ -182,15 +182,22 @@ impl Observer for Bar {
 
     fn interrupted(&mut self, summary: &Summary) {
         self.end();
-        println!("interrupted after step {}; continue with --resume", summary.steps);
+        out::progress(format_args!(
+            "interrupted after step {}; continue with --resume",
+            summary.steps
+        ));
     }
 
     fn finished(&mut self, summary: &Summary) {
         self.end();
         let loss = summary.loss.map_or(String::new(), |loss| format!(", loss {loss:.4}"));
-        println!("done: {} steps in {}{loss}", summary.steps, human::duration(summary.elapsed));
+        out::progress(format_args!(
+            "done: {} steps in {}{loss}",
+            summary.steps,
+            human::duration(summary.elapsed)
+        ));
         if let Some(model) = &summary.model {
-            println!("model {}", model.display());
+            out::progress(format_args!("model {}", model.display()));
         }
     }
 }
