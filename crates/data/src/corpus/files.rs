@@ -14,8 +14,8 @@ const HUB: &str = "hub://";
 /// the order of their paths.
 ///
 /// # Errors
-/// [`Error::Io`] for a path that does not exist, [`Error::EmptyCorpus`] where a glob or
-/// folder has no file, and those of [`Hub::dataset_file`].
+/// [`Error::BadFile`] for a path that does not exist and for a glob or folder without a
+/// file, and those of [`Hub::dataset_file`].
 pub fn files(source: &SourceConfig, hub: &Hub, progress: &dyn Progress) -> Result<Vec<PathBuf>> {
     let given = source.path.as_str();
     if let Some(rest) = given.strip_prefix(HUB) {
@@ -38,12 +38,11 @@ pub fn files(source: &SourceConfig, hub: &Hub, progress: &dyn Progress) -> Resul
             }
         }
     } else {
-        let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
-        return Err(Error::io(path, missing));
+        return Err(Error::bad_file(path, "there is no such file or folder"));
     }
     found.sort();
     if found.is_empty() {
-        return Err(Error::EmptyCorpus { what: given.to_owned() });
+        return Err(Error::bad_file(path, "no corpus file (.txt, .jsonl, .parquet) is there"));
     }
     Ok(found)
 }

@@ -87,8 +87,11 @@ pub(crate) fn open(path: &Path, count: Arc<AtomicU64>) -> Result<Opened> {
         }
         None => Box::new(counted),
     };
-    // A byte order mark is no text. Errors of a first read come back with the next one.
-    if reader.fill_buf().is_ok_and(|bytes| bytes.starts_with(b"\xef\xbb\xbf")) {
+    // Here and not with the next read: to the gzip decoder, a file without a gzip header is
+    // empty from then on.
+    let begin = reader.fill_buf().map_err(|e| Error::bad_file(path, e))?;
+    // A byte order mark is no text.
+    if begin.starts_with(b"\xef\xbb\xbf") {
         reader.consume(3);
     }
     Ok(Opened { path: path.to_path_buf(), reader, compressed: compression.is_some() })

@@ -184,9 +184,9 @@ fn broken_records_are_named() {
     let walk: Vec<_> = documents(&source(&path), &no_hub(Path::new("/"))).unwrap().collect();
     assert_eq!(walk.len(), 2);
     let missing = read(&source(&folder.path().join("nothing.txt"))).unwrap_err();
-    assert!(matches!(missing, Error::Io { .. }), "{missing}");
+    assert!(missing.to_string().contains("there is no such file"), "{missing}");
     let nothing = read(&source(&folder.path().join("*.md"))).unwrap_err();
-    assert!(matches!(nothing, Error::EmptyCorpus { .. }), "{nothing}");
+    assert!(nothing.to_string().contains("no corpus file"), "{nothing}");
 }
 
 #[test]

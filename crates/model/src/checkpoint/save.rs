@@ -11,6 +11,7 @@ use relufy_spec::{DecoderSpec, WeightMap, WeightRow};
 use safetensors::{Dtype, View};
 
 use super::source::StoredDtype;
+use super::staged::set_mode;
 use crate::params::Params;
 use crate::{Error, Result};
 
@@ -79,7 +80,9 @@ fn save_file(
             Error::Io { path: path.to_owned(), source }
         }
         other => Error::Damaged { path: path.to_owned(), why: other.to_string() },
-    })
+    })?;
+    // It was a temporary file, which nobody else may read.
+    set_mode(path, 0o644)
 }
 
 /// The name that a row is saved under.

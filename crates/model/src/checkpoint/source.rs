@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use candle_core::pickle::PthTensors;
 use candle_core::{DType, Device};
 use memmap2::Mmap;
-use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
+use safetensors::{SafeTensorError, SafeTensors};
 
 use crate::{Error, Result};
 
@@ -128,7 +128,7 @@ impl Source {
         // would end the process with SIGBUS, as with every memory-mapped reader.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
         let (header, metadata) = SafeTensors::read_metadata(&map)
-            .map_err(|error| Error::Damaged { path: path.clone(), why: error.to_string() })?;
+            .map_err(|error| Error::Damaged { path: path.clone(), why: explain(&error, &map) })?;
         for (name, info) in metadata.tensors() {
             let dtype = match info.dtype {
                 safetensors::Dtype::F32 => Ok(StoredDtype::F32),
@@ -177,6 +177,23 @@ impl Source {
         }
         self.tensors.insert(name, stored);
         Ok(())
+    }
+}
+
+/// What is wrong with a header, with the numbers that do not fit.
+fn explain(error: &SafeTensorError, file: &[u8]) -> String {
+    let length = file.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    match error {
+        SafeTensorError::HeaderTooSmall => {
+            format!("expected a header of at least 8 bytes, found {}", file.len())
+        }
+        SafeTensorError::HeaderTooLarge | SafeTensorError::InvalidHeaderLength => {
+            format!("a header of {length} bytes in a file of {}", file.len())
+        }
+        SafeTensorError::MetadataIncompleteBuffer => {
+            format!("the tensors in the header do not add up to the file's {} bytes", file.len())
+        }
+        other => other.to_string(),
     }
 }
 

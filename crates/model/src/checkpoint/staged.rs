@@ -26,8 +26,7 @@ impl StagedDir {
         if occupied(target) {
             return Err(Error::OutputExists { path: target.to_owned() });
         }
-        let parent = parent(target);
-        fs::create_dir_all(parent).map_err(Error::io(parent))?;
+        let parent = make_parent(target)?;
         let temporary = tempfile::Builder::new()
             .prefix(STAGED_PREFIX)
             .tempdir_in(parent)
@@ -50,8 +49,7 @@ impl StagedDir {
         if occupied(&target) {
             return Err(Error::OutputExists { path: target });
         }
-        // 0700 of a temporary folder is not what a person expects of an output.
-        set_default_mode(temporary.path())?;
+        set_mode(temporary.path(), 0o755)?;
         fs::rename(temporary.path(), &target).map_err(Error::io(&target))?;
         // The folder moved away: there is nothing left to remove.
         let _moved = temporary.keep();
@@ -59,25 +57,30 @@ impl StagedDir {
     }
 }
 
-/// Writes a file whole or not at all.
+/// Writes a file whole or not at all; missing parents are made. A link is followed, and a
+/// device or pipe (`/dev/stdout`) is written to rather than replaced.
 ///
 /// # Errors
 /// A full disk, and whatever else the system says.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let parent = parent(path);
+    let found = fs::metadata(path).ok();
+    if found.as_ref().is_some_and(|found| !found.is_file() && !found.is_dir()) {
+        return fs::write(path, bytes).map_err(Error::io(path));
+    }
+    let target = match found {
+        Some(_) => path.canonicalize().map_err(Error::io(path))?,
+        None => path.to_owned(),
+    };
+    let parent = make_parent(&target)?;
     let mut file = tempfile::Builder::new()
         .prefix(STAGED_PREFIX)
         .tempfile_in(parent)
-        .map_err(Error::io(path))?;
+        .map_err(Error::io(parent))?;
     file.write_all(bytes).map_err(Error::io(path))?;
     file.as_file().sync_all().map_err(Error::io(path))?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = fs::Permissions::from_mode(0o644);
-        fs::set_permissions(file.path(), mode).map_err(Error::io(path))?;
-    }
-    file.persist(path).map_err(|error| Error::Io { path: path.to_owned(), source: error.error })?;
+    set_mode(file.path(), 0o644)?;
+    file.persist(&target)
+        .map_err(|error| Error::Io { path: path.to_owned(), source: error.error })?;
     sync_dir(parent)
 }
 
@@ -90,6 +93,17 @@ fn occupied(target: &Path) -> bool {
 
 fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The folder that a path lies in, made where it is missing.
+fn make_parent(path: &Path) -> Result<&Path> {
+    let parent = parent(path);
+    if parent.exists() && !parent.is_dir() {
+        let source = std::io::ErrorKind::NotADirectory.into();
+        return Err(Error::Io { path: parent.to_owned(), source });
+    }
+    fs::create_dir_all(parent).map_err(Error::io(parent))?;
+    Ok(parent)
 }
 
 fn sync_tree(dir: &Path) -> Result<()> {
@@ -108,13 +122,15 @@ fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io(dir))
 }
 
+/// Temporary files and folders are their owner's alone, which is not what a person expects
+/// of an output.
 #[cfg(unix)]
-fn set_default_mode(dir: &Path) -> Result<()> {
+pub(super) fn set_mode(path: &Path, mode: u32) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).map_err(Error::io(dir))
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(Error::io(path))
 }
 
 #[cfg(not(unix))]
-fn set_default_mode(_dir: &Path) -> Result<()> {
+pub(super) fn set_mode(_path: &Path, _mode: u32) -> Result<()> {
     Ok(())
 }
