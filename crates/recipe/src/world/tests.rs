@@ -180,7 +180,7 @@ fn one_value_for_every_subject_of_a_relation() {
         assert!(tested * 3 > subjects && tested * 2 < subjects, "{}", relation.name);
         if matches!(relation.values, Values::Successor) {
             let own = |fact: &&Fact| world.facts.subject(fact).name == fact.value;
-            assert!(!facts.iter().any(|fact| own(fact)));
+            assert!(!facts.iter().any(own));
         }
     }
 }
