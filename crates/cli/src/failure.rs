@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use relufy_data::Error as Data;
 use relufy_eval::Error as Eval;
 use relufy_model::Error as Model;
+use relufy_recipe::Error as Recipe;
 use relufy_spec::Error as Spec;
 use relufy_surgery::Error as Surgery;
 use relufy_trainer::Error as Trainer;
@@ -118,7 +119,14 @@ fn hint_of(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
             _ => None,
         };
     }
-    cause.downcast_ref().and_then(relufy_recipe::Error::hint)
+    if let Some(error) = cause.downcast_ref() {
+        return match error {
+            Recipe::Model(inner) => model_hint(inner),
+            Recipe::Eval(inner) => hint_of(&**inner),
+            other => other.hint(),
+        };
+    }
+    None
 }
 
 fn data_hint(error: &Data) -> Option<&'static str> {
