@@ -146,17 +146,19 @@ impl RunFolder {
         }
     }
 
-    /// Removes what a killed run left half done.
+    /// Removes what a killed run left half done; how many files and folders that was.
     ///
     /// # Errors
     /// A file system that refuses.
-    pub fn clean(&self) -> Result<()> {
-        for path in self.entries()?.into_iter().filter(|path| is_leftover(path)) {
+    pub fn clean(&self) -> Result<usize> {
+        let mut leftovers = self.entries()?;
+        leftovers.retain(|path| is_leftover(path));
+        for path in &leftovers {
             let removed =
-                if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(|source| Error::io(&path, source))?;
+                if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+            removed.map_err(|source| Error::io(path, source))?;
         }
-        Ok(())
+        Ok(leftovers.len())
     }
 
     fn only_leftovers(&self) -> Result<bool> {
@@ -239,7 +241,7 @@ mod tests {
         fs::create_dir(root.join(format!("{REMOVED_PREFIX}10"))).unwrap();
         let folder = RunFolder::existing(root).unwrap();
         fs::write(root.join("notes.txt"), "x").unwrap();
-        folder.clean().unwrap();
+        assert_eq!(folder.clean().unwrap(), 3);
         let left: Vec<_> = fs::read_dir(root).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["notes.txt"]);
         assert!(matches!(RunFolder::existing(root), Err(Error::NotARun { .. })));

@@ -116,7 +116,7 @@ impl Trainer {
     pub fn run(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Summary> {
         let started = Instant::now();
         let stopped = || stop.load(Ordering::Relaxed);
-        let mut recorder = self.open_folder()?;
+        let mut recorder = self.open_folder(observer)?;
         observer.started(&self.run);
         let mut last_loss = None;
         let mut last_validation = None;
@@ -173,10 +173,13 @@ impl Trainer {
     }
 
     /// Makes the run's folder ready for the next step.
-    fn open_folder(&self) -> Result<Recorder> {
+    fn open_folder(&self, observer: &mut dyn Observer) -> Result<Recorder> {
         let root = self.folder.root();
         std::fs::create_dir_all(root).map_err(|source| Error::io(root, source))?;
-        self.folder.clean()?;
+        match self.folder.clean()? {
+            0 => {}
+            count => observer.note(&format!("removed what was left half-written: {count} entries")),
+        }
         let text = self.config.to_toml()?;
         relufy_model::checkpoint::write_atomic(&self.folder.config(), text.as_bytes())?;
         Recorder::open(&self.folder, self.resume.step, self.config.train.tensorboard)
