@@ -96,7 +96,9 @@ pub(super) fn softmax(
         let scale = scoring.scale;
         let max = match (scoring.softcap, scoring.alibi) {
             (None, None) => vmath::map_max(row, |x, _| x * scale),
-            (None, Some(penalty)) => vmath::map_max(row, |x, j| x * scale + alibi(penalty, places, j)),
+            (None, Some(penalty)) => {
+                vmath::map_max(row, |x, j| x * scale + alibi(penalty, places, j))
+            }
             (Some(cap), penalty) => {
                 let penalty = penalty.unwrap_or(Penalty::NONE);
                 let inner = scale / cap;

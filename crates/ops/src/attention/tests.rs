@@ -60,7 +60,10 @@ fn plain_head(
         let position = (s.kv_len - s.q_len + i) as i64;
         for j in 0..s.kv_len as i64 {
             let seen = j <= position && heads.window.is_none_or(|w| j > position - w as i64);
-            let slope = heads.alibi.as_ref().map_or(0.0, |alibi| f64::from(alibi.factor * alibi.slopes[head]));
+            let slope = heads
+                .alibi
+                .as_ref()
+                .map_or(0.0, |alibi| f64::from(alibi.factor * alibi.slopes[head]));
             let penalty = match &heads.alibi {
                 Some(alibi) if alibi.bf16 => {
                     let rounded = half::bf16::from_f32(alibi.slopes[head] * j as f32);
@@ -146,8 +149,12 @@ fn documents_longer_than_a_block() {
 fn window_softcap_and_alibi_together() {
     let segments = [Segment::document(0, 150), Segment::document(151, 7)];
     let slopes = vec![0.5, 0.25, 0.125, 0.0625];
-    let all =
-        Heads { window: Some(67), softcap: Some(0.7), alibi: Some(slopes.into()), ..heads(4, 2, 24) };
+    let all = Heads {
+        window: Some(67),
+        softcap: Some(0.7),
+        alibi: Some(slopes.into()),
+        ..heads(4, 2, 24)
+    };
     check(4, 160, &segments, &all);
     check(5, 160, &segments, &Heads { window: Some(1), ..heads(2, 1, 5) });
     check(6, 160, &segments, &Heads { softcap: Some(2.0), ..heads(2, 2, 16) });
