@@ -8,6 +8,8 @@ use relufy_data::Progress;
 use relufy_model::Error;
 use serde::Serialize;
 
+use crate::Result;
+
 /// How a weight file came into the new folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -27,7 +29,7 @@ pub(crate) fn link_or_copy(
     source: &Path,
     target: &Path,
     progress: &dyn Progress,
-) -> Result<Linked, Error> {
+) -> Result<Linked> {
     let source = source.canonicalize().map_err(Error::io(source))?;
     if reflink_copy::reflink(&source, target).is_ok() {
         return Ok(Linked::Reflink);
@@ -44,7 +46,7 @@ pub(crate) fn link_or_copy(
 }
 
 /// Copies the bytes, not the permissions: a read-only source must not make a read-only copy.
-fn copy(source: &Path, target: &Path, progress: &dyn Progress) -> Result<(), Error> {
+fn copy(source: &Path, target: &Path, progress: &dyn Progress) -> Result<()> {
     let mut from = File::open(source).map_err(Error::io(source))?;
     let total = from.metadata().map_err(Error::io(source))?.len();
     let name = source.file_name().unwrap_or_default().to_string_lossy();
