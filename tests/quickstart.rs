@@ -33,7 +33,8 @@ fn it_goes_on_after_ctrl_c_and_ends_with_the_table() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path().join("quickstart");
 
-    let mut child = quickstart(&folder, "0.01").stdout(Stdio::null()).spawn().unwrap();
+    let mut child =
+        quickstart(&folder, "0.01").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     while !folder.join("s1/final").exists() {
         assert!(child.try_wait().unwrap().is_none(), "it ended early");
         sleep(Duration::from_millis(1));
