@@ -98,10 +98,10 @@ pub(crate) fn sum1(a: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     sum2(a, a, |a, _| term(a))
 }
 
-/// The sum of the partial sums, pairwise.
+/// The sum of partial sums, a power of two of them, pairwise: always in the same order.
 #[inline(always)]
-fn fold(mut lanes: [f32; LANES]) -> f32 {
-    let mut half = LANES / 2;
+pub(crate) fn fold<const N: usize>(mut lanes: [f32; N]) -> f32 {
+    let mut half = N / 2;
     while half > 0 {
         for i in 0..half {
             lanes[i] += lanes[i + half];

@@ -2,7 +2,7 @@
 //!
 //! All of it is inlined into loops compiled per instruction set by the `multiversion` crate.
 
-use crate::math::exp;
+use crate::math::{exp, fold};
 
 /// Elements that loops with a sum or a maximum carry side by side: LLVM may not reorder float
 /// additions, so each lane has a sum of its own, and the lanes are added in a fixed order.
@@ -25,19 +25,6 @@ pub(crate) fn tanh(x: f32) -> f32 {
     if x.abs() < 0.625 { near } else { far }
 }
 
-/// The sum of lanes, always in the same order.
-#[inline(always)]
-pub(crate) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-        half /= 2;
-    }
-    lanes[0]
-}
-
 /// `a . b`.
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -52,7 +39,7 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     for ((lane, &a), &b) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
         *lane += a * b;
     }
-    sum_lanes(lanes)
+    fold(lanes)
 }
 
 /// Replaces each element by `f(element, index)` and returns the largest; minus infinity if there
@@ -91,7 +78,7 @@ pub(crate) fn map_sum(row: &mut [f32], f: impl Fn(f32) -> f32) -> f32 {
         *x = f(*x);
         *lane += *x;
     }
-    sum_lanes(lanes)
+    fold(lanes)
 }
 
 #[cfg(test)]

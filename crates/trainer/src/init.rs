@@ -4,25 +4,12 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use relufy_data::Tokenizer;
-use relufy_model::checkpoint::{StagedDir, save_weights, write_config};
+use relufy_model::checkpoint::{StagedDir, TOKENIZER_FILES, save_weights, write_config};
 use relufy_model::{Init, Params, StoredDtype};
 use relufy_spec::family;
 use serde_json::{Map, Value};
 
 use crate::{Error, Result};
-
-/// Tokenizer files that are copied where they exist.
-const TOKENIZER_FILES: [&str; 9] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "generation_config.json",
-    "chat_template.jinja",
-];
 
 /// What to make.
 #[derive(Clone, Debug)]

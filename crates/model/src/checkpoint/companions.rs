@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 use super::Checkpoint;
 use crate::{Error, Result};
 
-/// Files that travel with a model byte for byte, where they exist.
-const COMPANIONS: [&str; 12] = [
+/// The files of a tokenizer and of what text generation needs, where they exist.
+pub const TOKENIZER_FILES: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -21,10 +21,10 @@ const COMPANIONS: [&str; 12] = [
     "generation_config.json",
     "chat_template.jinja",
     "chat_template.json",
-    "LICENSE",
 ];
 
-/// Copies tokenizer and generation files, and Python modules that the folder carries.
+/// Copies, byte for byte, tokenizer and generation files, the licence, and Python modules
+/// that the folder carries.
 ///
 /// # Errors
 /// A file that cannot be read or written.
@@ -40,7 +40,8 @@ pub fn copy_companions(from: &Checkpoint, to: &Path) -> Result<()> {
         let path = entry.map_err(Error::io(from.dir()))?.path();
         let Some(name) = path.file_name() else { continue };
         let python = path.extension().is_some_and(|extension| extension == "py");
-        if path.is_file() && (python || COMPANIONS.iter().any(|known| name == *known)) {
+        let known = name == "LICENSE" || TOKENIZER_FILES.iter().any(|known| name == *known);
+        if path.is_file() && (python || known) {
             copy(&path, name)?;
         }
     }

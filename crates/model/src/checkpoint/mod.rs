@@ -14,7 +14,7 @@ use relufy_data::{Hub, Need, Progress, Tokenizer};
 use relufy_spec::family::{self, ModelConfig};
 use relufy_spec::{ReluPlan, WeightRow};
 
-pub use companions::{copy_companions, write_config};
+pub use companions::{TOKENIZER_FILES, copy_companions, write_config};
 pub use save::{checkpoint_tensor, save_weights};
 pub use source::StoredDtype;
 pub use staged::{STAGED_PREFIX, StagedDir, write_atomic};

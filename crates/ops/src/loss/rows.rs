@@ -2,7 +2,7 @@
 
 use multiversion::multiversion;
 
-use crate::math::exp;
+use crate::math::{exp, fold};
 use crate::vmath::{self, LANES};
 
 /// From a product `h W^T` to a logit.
@@ -114,7 +114,7 @@ fn learn(
     for ((lane, x), t) in lanes.iter_mut().zip(rest).zip(taught_rest) {
         cell(lane, x, *t);
     }
-    f64::from(vmath::sum_lanes(lanes))
+    f64::from(fold(lanes))
 }
 
 /// `sum exp((x - max) * factor)`.
@@ -130,7 +130,7 @@ fn sum_exp(row: &[f32], factor: f32, max: f32) -> f32 {
     for (lane, &x) in lanes.iter_mut().zip(rest) {
         *lane += exp((x - max) * factor);
     }
-    vmath::sum_lanes(lanes)
+    fold(lanes)
 }
 
 /// The log-probability of the target, and whether it is the first of the largest logits.
