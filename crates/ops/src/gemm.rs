@@ -135,9 +135,11 @@ pub fn gemm(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, c: MatMut<'_>, who: Thread
     };
     let product = Product { alpha, a, b, c: c.data.as_mut_ptr().cast(), shape: &c };
     let (longer, by_rows) = (c.rows.max(c.cols), c.rows > c.cols);
-    let blocks = longer.div_ceil(PIECE);
-    fork(0..pieces.clamp(1, blocks.max(1)), &|piece, pieces| {
-        let cut = |at: usize| (blocks * at / pieces * PIECE).min(longer);
+    fork(0..pieces.min(longer / LEAST_PIECE).max(1), &|piece, pieces| {
+        let cut = |at: usize| match at {
+            _ if at == pieces => longer,
+            _ => longer * at / pieces / ALIGNED * ALIGNED,
+        };
         let range = cut(piece)..cut(piece + 1);
         // SAFETY: the constructors checked that each matrix lies inside its slice, and the
         // ranges of the pieces lie inside `c` and do not meet.
@@ -151,10 +153,15 @@ pub fn gemm(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, c: MatMut<'_>, who: Thread
     Ok(())
 }
 
-/// Each thread computes one piece of the product's longer side: the gemm crate's own sharing
-/// of panels between threads was 5 to 20 % slower at the shapes of a training step. A piece's
-/// side is a multiple of this; the sum of an element is the same whatever the cut.
-const PIECE: usize = 64;
+/// Cuts lie at multiples of this, the rows of the gemm crate's tile.
+const ALIGNED: usize = 64;
+
+/// Each thread computes one piece of the product's longer side, at least this long: the gemm
+/// crate's own sharing of panels between threads was 5 to 20 % slower at the shapes of a
+/// training step. Products of at most 64 x 64 are summed in another order there; after
+/// cutting at [`ALIGNED`] every piece is still longer than that, so that an element's sum is
+/// the same whatever the number of threads.
+const LEAST_PIECE: usize = 2 * ALIGNED;
 
 /// Calls `work(piece, pieces)` for each piece, side by side.
 fn fork(pieces: Range<usize>, work: &(impl Fn(usize, usize) + Sync)) {

@@ -2,9 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use relufy_model::checkpoint::{StagedDir, copy_companions, save_weights, write_config};
+use relufy_model::checkpoint::{StagedDir, save_weights};
 use relufy_model::export::{source_of, write_trained_export};
-use relufy_spec::ReluPlan;
 
 use crate::config::TrainConfig;
 use crate::folder::{OPTIMIZER, RunFolder};
@@ -49,16 +48,12 @@ impl Trainer {
     /// A Hugging Face folder of the present weights.
     fn write_model(&self, folder: &Path) -> Result<()> {
         let source = &self.source;
-        if self.plan == ReluPlan::default() && source.config().relufication.is_none() {
-            copy_companions(source, folder)?;
-            write_config(folder, &source.config().json)?;
-        } else {
-            let mut origin = source_of(source);
-            if origin.revision.is_none() {
-                origin.weights_blake3 = Some(self.source_hash.clone());
-            }
-            write_trained_export(source, &self.plan, origin, self.resume.tokens, folder)?;
+        let mut origin = source_of(source);
+        if origin.revision.is_none() {
+            origin.weights_blake3 = Some(self.source_hash.clone());
         }
+        // A dense model gets the record too: its tokens count in tables of controls.
+        write_trained_export(source, &self.plan, origin, self.resume.tokens, folder)?;
         save_weights(
             folder,
             self.decoder.spec(),

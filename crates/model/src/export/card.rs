@@ -43,9 +43,13 @@ pub(super) fn model_card(export: &ExportConfig) -> String {
              llama.cpp does so without a warning.",
         )
     };
+    let (what, tags, note) = match block.stage {
+        Stage::Dense => ("fine-tuned", "", ""),
+        _ => ("relufied", "tags:\n- relu\n- activation-sparsity\n", note),
+    };
     format!(
-        "---\n{base}library_name: transformers\npipeline_tag: text-generation\ntags:\n- relu\n\
-         - activation-sparsity\n---\n\n# {name}, relufied\n\nMade of {from} by relufy. {done} \
+        "---\n{base}library_name: transformers\npipeline_tag: text-generation\n{tags}\
+         ---\n\n# {name}, {what}\n\nMade of {from} by relufy. {done} \
          {trained}\nThe `relufication` block of `config.json` says what stands where.\n\n\
          ```python\nfrom transformers import AutoModelForCausalLM\n\n\
          model = AutoModelForCausalLM.from_pretrained(\"path/to/this/folder\"{argument})\n```\n\n\
