@@ -11,7 +11,7 @@ use crate::{human, out};
 /// Make a checkpoint with random weights from any family's config; it trains like any other.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
-  relufy init configs/micro/donor-model.json --tokenizer runs/world/tokenizer -o runs/donor-init
+  relufy init configs/micro/donor-model.json --tokenizer crates/recipe/donor -o runs/donor-init
 The config is a Hugging Face config.json, or the same keys as TOML.")]
 pub struct Init {
     /// A Hugging Face config.json, or the same keys as TOML.
