@@ -117,7 +117,8 @@ impl Eval {
                 "nothing to evaluate: give --tasks or --corpus (`relufy eval ls` lists the tasks)"
             );
         }
-        let tasks = self.tasks.iter().map(|name| tasks::find(name)).collect::<Result<_, _>>()?;
+        let named = self.tasks.iter().map(|name| Ok(tasks::find(name)?));
+        let tasks = named.collect::<anyhow::Result<_>>()?;
         let corpora = self
             .corpus
             .iter()

@@ -86,7 +86,7 @@ impl Inspect {
         let seq_len = (self.seq_len.unwrap_or(2048) as usize).min(spec.max_positions);
         // A model without tokenizer is still worth a look; a tokenizer that does not fit is an error.
         let has_tokenizer = checkpoint.dir().join("tokenizer.json").is_file();
-        let tokenizer = has_tokenizer.then(|| checkpoint.tokenizer()).transpose()?;
+        let tokenizer = if has_tokenizer { Some(checkpoint.tokenizer()?) } else { None };
         let batch = self.batch as usize;
         let train = |recompute| {
             let shape = TrainShape {

@@ -54,8 +54,8 @@ impl Table {
             let runs = self
                 .runs
                 .iter()
-                .map(|path| RunResult::read(path))
-                .collect::<Result<Vec<_>, _>>()?;
+                .map(|path| Ok(RunResult::read(path)?))
+                .collect::<anyhow::Result<Vec<_>>>()?;
             if runs.is_empty() {
                 bail!("no runs given");
             }
