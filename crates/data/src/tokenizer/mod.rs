@@ -1,7 +1,7 @@
 //! Text to ids and back, as transformers' fast tokenizers do it.
 //!
 //! `tokenizer.json` is the truth; `tokenizer_config.json` and its companions say which
-//! tokens begin and end a text, and whether they are added ([`rules`]).
+//! tokens begin and end a text, and whether they are added (`rules`).
 
 mod rules;
 mod stream;
