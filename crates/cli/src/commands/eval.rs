@@ -42,7 +42,7 @@ pub struct Eval {
     /// End a corpus after so many predicted tokens.
     #[arg(long, value_name = "TOKENS")]
     max_tokens: Option<u64>,
-    /// Where the datasets lie, as <repository>/<config>/<split>.jsonl; by default the hub.
+    /// Where the datasets lie, as REPOSITORY/CONFIG/SPLIT.jsonl; by default the hub.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Only the first N documents of each task.

@@ -2,7 +2,7 @@
 //!
 //! A task turns each record of a dataset into a [`Document`]; everything else (loading,
 //! tokenising, scoring, metrics, exclusions) is the same for all. The shapes of documents
-//! are in [`document`], so that a task is about one screen. Prompts, splits and metrics
+//! are in `document.rs`, so that a task is about one screen. Prompts, splits and metrics
 //! are those of lm-evaluation-harness 0.4.13.
 
 mod arc;
