@@ -85,12 +85,8 @@ impl KvCache {
                 return Err(Error::SequenceTooLong { len: after, max: self.capacity });
             }
             let first_row = sequence * self.capacity;
-            tokens.segments.push(Segment {
-                q_start: tokens.ids.len(),
-                q_len: ids.len(),
-                kv_start: first_row,
-                kv_len: after,
-            });
+            let queries = (tokens.ids.len(), ids.len());
+            tokens.segments.push(Segment::continued(queries, (first_row, after)));
             tokens.ids.extend(*ids);
             tokens.positions.extend(before as u32..after as u32);
             pending.extend(first_row + before..first_row + after);

@@ -29,12 +29,7 @@ impl Tokens {
         let mut start = 0;
         for len in lengths {
             tokens.positions.extend(0..len as u32);
-            tokens.segments.push(Segment {
-                q_start: start,
-                q_len: len,
-                kv_start: start,
-                kv_len: len,
-            });
+            tokens.segments.push(Segment::document(start, len));
             start += len;
         }
         tokens

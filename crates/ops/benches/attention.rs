@@ -9,7 +9,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use rand::{RngExt, SeedableRng};
 use relufy_ops::Accum;
 use relufy_ops::adamw::{self, AdamW};
-use relufy_ops::attention::{self, Cols, Heads, Qkv, Segment};
+use relufy_ops::attention::{self, Cols, Heads, Qkv, Run, Segment};
 use relufy_ops::loss::{self, Backward, Head};
 
 fn random(shape: &[usize]) -> Tensor {
@@ -45,10 +45,25 @@ fn bench_attention(c: &mut Criterion) {
     let (q, kv) = (random(&[1, 32 * 64]), random(&[4096, 8 * 64]));
     let cols = |tensor| Cols { tensor, start_col: 0 };
     let qkv = Qkv { q: cols(&q), k: cols(&kv), v: cols(&kv) };
-    let segments = [Segment { q_start: 0, q_len: 1, kv_start: 0, kv_len: 4096 }];
+    let segments = [Segment::continued((0, 1), (0, 4096))];
     c.bench_function("attention of one token over 4096 keys, 8 of 32 heads", |b| {
         b.iter(|| attention::forward(black_box(&qkv), &segments, &heads(32, 8)).unwrap());
     });
+    // Questions behind a head that they share: many long branches, many short ones.
+    for (branches, len) in [(40, 80), (160, 20)] {
+        let prefix = 700;
+        let x = random(&[prefix + branches * len, 3 * 8 * 64]);
+        let segments: Vec<_> = (0..branches)
+            .map(|b| {
+                Segment::document(prefix + b * len, len).after([Run { start: 0, len: prefix }])
+            })
+            .collect();
+        let name = format!("attention of {branches} branches of {len} over {prefix}, 8 heads");
+        let (heads, qkv) = (heads(8, 8), Qkv::packed(&x, &heads(8, 8)));
+        c.bench_function(&name, |b| {
+            b.iter(|| attention::forward(black_box(&qkv), &segments, &heads).unwrap());
+        });
+    }
 }
 
 fn bench_loss(c: &mut Criterion) {

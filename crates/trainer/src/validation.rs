@@ -57,12 +57,7 @@ pub fn validate(
 
 /// A batch as the decoder takes it.
 pub fn tokens(batch: &Batch) -> Tokens {
-    let segment = |&(start, len): &(usize, usize)| Segment {
-        q_start: start,
-        q_len: len,
-        kv_start: start,
-        kv_len: len,
-    };
+    let segment = |&(start, len): &(usize, usize)| Segment::document(start, len);
     Tokens {
         ids: batch.ids.clone(),
         positions: batch.positions.clone(),

@@ -24,21 +24,21 @@ pub(super) unsafe fn run(
     let group = heads.heads / heads.kv_heads;
     let first_head = kv_head * group;
     let band = Band::new(segment, 0, rows, heads.window);
-    let key_row = segment.kv_start + band.first_key;
     let queries = rows::Grouped {
         data: problem.q.head(first_head, segment.q_start),
         stride: problem.q.stride,
         group,
         len: heads.head_dim,
     };
-    let k = problem.k.head(kv_head, key_row);
-    let v = problem.v.head(kv_head, key_row);
     let (cells, n) = (rows * band.keys, group * rows);
 
     scratch::with(group * cells + n + n * heads.head_dim, |buffer| {
         let (scores, rest) = buffer.split_at_mut(group * cells);
         let (inverse, sums) = rest.split_at_mut(n);
-        rows::few_scores(scores, &band, &queries, k, problem.k.stride);
+        for piece in band.pieces(segment) {
+            let k = (problem.k.head(kv_head, piece.row), problem.k.stride);
+            rows::few_scores(scores, &band, piece, &queries, k);
+        }
         for g in 0..group {
             let at = (first_head + g) * n_q + segment.q_start;
             // SAFETY: by the caller's promise.
@@ -47,7 +47,11 @@ pub(super) unsafe fn run(
             let inverse = &mut inverse[g * rows..(g + 1) * rows];
             rows::softmax(scores, &band, &problem.scoring(first_head + g), lse, inverse);
         }
-        rows::few_outputs(sums, scores, band.keys, v, problem.v.stride, heads.head_dim);
+        sums.fill(0.0);
+        for piece in band.pieces(segment) {
+            let v = (problem.v.head(kv_head, piece.row), problem.v.stride);
+            rows::few_outputs(sums, (scores, band.keys), piece, v, heads.head_dim);
+        }
         for (c, (sum, inverse)) in sums.chunks_exact(heads.head_dim).zip(inverse).enumerate() {
             let (g, i) = (c / rows, c % rows);
             let at = ((segment.q_start + i) * heads.heads + first_head + g) * heads.head_dim;

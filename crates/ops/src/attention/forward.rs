@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::few::{self, FEW};
-use super::matrix::{Shared, View, product};
+use super::matrix::{Shared, View};
 use super::rows::{self, Band};
 use super::{Problem, Segment};
 use crate::scratch;
@@ -14,9 +14,9 @@ pub(super) const BLOCK: usize = 64;
 
 /// `rows` queries of a segment, from `first` on, of one head; or all of the few queries of a
 /// segment and of the heads that share a key head.
-enum Task {
-    Block { segment: Segment, head: usize, first: usize, rows: usize },
-    Few { segment: Segment, kv_head: usize },
+enum Task<'a> {
+    Block { segment: &'a Segment, head: usize, first: usize, rows: usize },
+    Few { segment: &'a Segment, kv_head: usize },
 }
 
 /// Output `[n_q, heads * head_dim]` and log-sum-exp `[heads, n_q]`.
@@ -25,7 +25,7 @@ pub(super) fn run(problem: &Problem<'_>, segments: &[Segment], n_q: usize) -> (V
     let mut out = vec![0.0; n_q * heads.heads * heads.head_dim];
     let mut lse = vec![0.0; heads.heads * n_q];
     let mut tasks = Vec::new();
-    for &segment in segments {
+    for segment in segments {
         if segment.q_len <= FEW && segment.q_len > 0 {
             tasks.extend((0..heads.kv_heads).map(|kv_head| Task::Few { segment, kv_head }));
             continue;
@@ -69,20 +69,27 @@ unsafe fn block(
     let band = Band::new(segment, first, rows, problem.heads.window);
     let kv_head = problem.kv_head(head);
     let row = segment.q_start + first;
-    let key_row = segment.kv_start + band.first_key;
     let q = View::rows(problem.q.head(head, row), problem.q.stride);
-    let k = View::rows(problem.k.head(kv_head, key_row), problem.k.stride);
-    let v = View::rows(problem.v.head(kv_head, key_row), problem.v.stride);
     let stride = problem.heads.heads * head_dim;
     let at = row * stride + head * head_dim;
 
     scratch::with(rows * band.keys + rows, |buffer| {
         let (scores, inverse) = buffer.split_at_mut(rows * band.keys);
-        product(scores, (rows, head_dim, band.keys), q, k.t());
+        let products = Shared::new(scores);
+        for piece in band.pieces(segment) {
+            let k = View::rows(problem.k.head(kv_head, piece.row), problem.k.stride);
+            let sizes = (rows, head_dim, piece.keys);
+            // SAFETY: `scores` is borrowed exclusively.
+            unsafe { products.product(piece.column, band.keys, sizes, q, k.t(), false) }
+        }
         rows::softmax(scores, &band, &problem.scoring(head), lse, inverse);
-        let p = View::rows(scores, band.keys);
-        // SAFETY: by the caller's promise.
-        unsafe { out.product(at, stride, (rows, band.keys, head_dim), p, v, false) }
+        for piece in band.pieces(segment) {
+            let p = View::rows(&scores[piece.column..], band.keys);
+            let v = View::rows(problem.v.head(kv_head, piece.row), problem.v.stride);
+            let sizes = (rows, piece.keys, head_dim);
+            // SAFETY: by the caller's promise.
+            unsafe { out.product(at, stride, sizes, p, v, piece.column > 0) }
+        }
         for (i, &inverse) in inverse.iter().enumerate() {
             // SAFETY: by the caller's promise.
             let out = unsafe { out.slice(at + i * stride, head_dim) };

@@ -1,7 +1,9 @@
 //! Causal attention over packed segments: `out = softmax(mask(scale * Q K^T)) V`, head by head.
 //!
 //! One [`Segment`] is one run of queries and the keys it may look at: a document in a packed batch,
-//! or the new tokens of a sequence and its KV cache. Work is cut into (segment, head, block of
+//! the new tokens of a sequence and its KV cache, or a branch of a tree, whose first keys lie in its
+//! ancestors' [`Run`]s. Nothing is gathered: the scores of a block are one product a run, each into
+//! columns of its own. Work is cut into (segment, head, block of
 //! queries). A task holds the scores of its own block only, so no `T x T` matrix ever exists, and
 //! blocks above the diagonal or out of the window are never computed. Forward keeps the log-sum-exp
 //! of each row, from which backward makes the probabilities again (Dao et al., FlashAttention,
@@ -12,8 +14,11 @@ mod few;
 mod forward;
 mod matrix;
 mod rows;
+mod segment;
 #[cfg(test)]
 mod tests;
+
+pub use self::segment::{Run, Segment};
 
 use candle_core::Tensor;
 
@@ -21,29 +26,6 @@ use crate::buffer::{from_vec, read_f32};
 use crate::error::{Error, Result};
 
 const OP: &str = "attention";
-
-/// Queries `q_start..q_start+q_len` attend to keys `kv_start..kv_start+kv_len`.
-///
-/// The last query sits at the last key: query `i` sees key `j` iff `j <= kv_len-q_len+i` and, with
-/// a window, `j > kv_len-q_len+i-window`. `q_len` may be 0 and is at most `kv_len`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// First row of the queries.
-    pub q_start: usize,
-    /// Number of queries.
-    pub q_len: usize,
-    /// First row of the keys and values.
-    pub kv_start: usize,
-    /// Number of keys.
-    pub kv_len: usize,
-}
-
-impl Segment {
-    /// A document that attends to itself: rows `start..start+len` are its queries and its keys.
-    pub fn document(start: usize, len: usize) -> Self {
-        Self { q_start: start, q_len: len, kv_start: start, kv_len: len }
-    }
-}
 
 /// The heads of one attention layer and what is done to their scores.
 #[derive(Clone, Debug, PartialEq)]
@@ -127,7 +109,7 @@ pub struct Saved {
 /// Attention of each segment's queries over its keys.
 ///
 /// Serves training (`Qkv::packed`, one segment a document) and decoding (queries of the new tokens,
-/// keys and values of the cache). Segments may share keys but no queries.
+/// keys and values of the cache, in one run or several). Segments may share keys but no queries.
 ///
 /// # Errors
 /// [`Error`] where shapes, columns, heads or segments do not fit one another, or there is no kernel
@@ -154,7 +136,7 @@ pub fn forward(qkv: &Qkv<'_>, segments: &[Segment], heads: &Heads) -> Result<Sav
 ///
 /// # Errors
 /// As [`forward`]; also where `qkv` is not one packed tensor, `saved` or `dout` has another shape,
-/// or two segments share keys.
+/// two segments share keys, or a segment has a prefix ([`Error::Unsupported`]).
 pub fn backward(
     qkv: &Qkv<'_>,
     segments: &[Segment],
@@ -163,6 +145,10 @@ pub fn backward(
     dout: &Tensor,
 ) -> Result<Tensor> {
     let sizes = check(qkv, segments, heads)?;
+    if let Some(segment) = segments.iter().find(|segment| !segment.prefix.is_empty()) {
+        let what = format!("backward of a segment with a prefix: {segment:?}");
+        return Err(Error::Unsupported { op: OP, what });
+    }
     let packed = qkv.q.tensor;
     if packed.id() != qkv.k.tensor.id() || packed.id() != qkv.v.tensor.id() {
         return Err(invalid("backward wants q, k and v in one packed tensor".into()));
@@ -302,10 +288,11 @@ fn check(qkv: &Qkv<'_>, segments: &[Segment], heads: &Heads) -> Result<Sizes> {
     let (n_v, v_width) = dims("v", &qkv.v, kv_heads * head_dim)?;
     for segment in segments {
         let q_end = segment.q_start.checked_add(segment.q_len);
-        let kv_end = segment.kv_start.checked_add(segment.kv_len);
+        let mut runs = segment.runs();
         let fits = q_end.is_some_and(|end| end <= n_q)
-            && kv_end.is_some_and(|end| end <= n_k.min(n_v))
-            && segment.q_len <= segment.kv_len;
+            && runs.all(|run| run.end().is_some_and(|end| end <= n_k.min(n_v)))
+            && segment.q_len <= segment.kv_len
+            && segment.keys().is_some();
         if !fits {
             return Err(invalid(format!(
                 "{segment:?} does not fit {n_q} queries, {n_k} keys and {n_v} values"

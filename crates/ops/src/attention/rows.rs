@@ -13,7 +13,7 @@ use crate::vmath;
 
 /// The keys that a block of queries sees: a band along the diagonal.
 pub(super) struct Band {
-    /// The first of them, counted within the segment.
+    /// The first of them, counted through all runs of the segment.
     pub(super) first_key: usize,
     /// Their number: the columns of the block.
     pub(super) keys: usize,
@@ -26,10 +26,22 @@ pub(super) struct Band {
 
 impl Band {
     pub(super) fn new(segment: &Segment, first: usize, rows: usize, window: Option<usize>) -> Self {
-        let position = segment.kv_len - segment.q_len + first;
+        let position = segment.before() + segment.kv_len - segment.q_len + first;
         let window = window.unwrap_or(usize::MAX);
         let first_key = (position + 1).saturating_sub(window);
         Self { first_key, keys: position + rows - first_key, rows, position, window }
+    }
+
+    /// The runs' parts inside the band, from its first column to its last.
+    pub(super) fn pieces<'a>(&self, segment: &'a Segment) -> impl Iterator<Item = Piece> + 'a {
+        let (first, last) = (self.first_key, self.first_key + self.keys);
+        let mut place = 0;
+        segment.runs().filter_map(move |run| {
+            let (from, to) = (place.max(first), (place + run.len).min(last));
+            let row = run.start + from.saturating_sub(place);
+            place += run.len;
+            (from < to).then(|| Piece { column: from - first, row, keys: to - from })
+        })
     }
 
     /// The columns that row `i` sees.
@@ -47,6 +59,16 @@ impl Band {
             query: (self.position + i) as f32,
         }
     }
+}
+
+/// Keys of one run inside a band.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    /// The block's column of the first of them.
+    pub(super) column: usize,
+    /// Its row among the keys and values.
+    pub(super) row: usize,
+    pub(super) keys: usize,
 }
 
 /// From `q . k` to a score.
@@ -193,54 +215,55 @@ pub(super) struct Grouped<'a> {
     pub(super) len: usize,
 }
 
-/// Products of a few queries with their keys, `[group, rows, keys]`, reading each key once.
+/// Products of a few queries with the keys of a piece, into its columns of `[group, rows, keys]`,
+/// reading each key once.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 pub(super) fn few_scores(
     scores: &mut [f32],
     band: &Band,
+    piece: Piece,
     q: &Grouped<'_>,
-    k: &[f32],
-    stride: usize,
+    (k, stride): (&[f32], usize),
 ) {
-    for j in 0..band.keys {
+    for j in 0..piece.keys {
         let k = &k[j * stride..j * stride + q.len];
         for g in 0..q.group {
             for i in 0..band.rows {
                 let at = i * q.stride + g * q.len;
-                let score = &mut scores[(g * band.rows + i) * band.keys + j];
+                let score = &mut scores[(g * band.rows + i) * band.keys + piece.column + j];
                 *score = vmath::dot(&q.data[at..at + q.len], k);
             }
         }
     }
 }
 
-/// `sums = p V` for a few rows of `p` `[n, keys]`, reading each value once; rows of `v` are
-/// `stride` apart.
+/// `sums += p V` for a few rows of `p` `[n, keys]` and the values of a piece, reading each value
+/// once; rows of `v` are `stride` apart.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 pub(super) fn few_outputs(
     sums: &mut [f32],
-    p: &[f32],
-    keys: usize,
-    v: &[f32],
-    stride: usize,
+    (p, keys): (&[f32], usize),
+    piece: Piece,
+    (v, stride): (&[f32], usize),
     len: usize,
 ) {
-    sums.fill(0.0);
     // Four values at a time, so that a sum is loaded and stored once for the four.
-    for j in (0..keys - keys % 4).step_by(4) {
+    let fours = piece.keys - piece.keys % 4;
+    for j in (0..fours).step_by(4) {
         let row = |i: usize| &v[(j + i) * stride..(j + i) * stride + len];
         let (v0, v1, v2, v3) = (row(0), row(1), row(2), row(3));
         for (sums, p) in sums.chunks_exact_mut(len).zip(p.chunks_exact(keys)) {
-            let p = &p[j..j + 4];
+            let p = &p[piece.column + j..piece.column + j + 4];
             for (c, sum) in sums.iter_mut().enumerate() {
                 *sum += (p[0] * v0[c] + p[1] * v1[c]) + (p[2] * v2[c] + p[3] * v3[c]);
             }
         }
     }
-    for j in keys - keys % 4..keys {
+    for j in fours..piece.keys {
         let v = &v[j * stride..j * stride + len];
         for (sums, p) in sums.chunks_exact_mut(len).zip(p.chunks_exact(keys)) {
-            sums.iter_mut().zip(v).for_each(|(sum, v)| *sum += p[j] * v);
+            let p = p[piece.column + j];
+            sums.iter_mut().zip(v).for_each(|(sum, v)| *sum += p * v);
         }
     }
 }

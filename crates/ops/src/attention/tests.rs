@@ -1,6 +1,8 @@
 //! Against the same formula in f64 with candle's autograd over its differentiable operations, and
 //! against central differences of that formula.
 
+use std::slice;
+
 use candle_core::{D, DType, Device, Tensor, Var};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
@@ -180,7 +182,7 @@ proptest! {
         for (gap, q_len, more_keys) in documents {
             row += gap;
             let kv_len = q_len + more_keys * usize::from(q_len % 2 == 0);
-            segments.push(Segment { q_start: row + kv_len - q_len, q_len, kv_start: row, kv_len });
+            segments.push(Segment::continued((row + kv_len - q_len, q_len), (row, kv_len)));
             row += kv_len;
         }
         segments.reverse();
@@ -199,19 +201,111 @@ fn decoding_from_a_cache_gives_the_rows_of_the_whole() {
     fn cols(tensor: &Tensor) -> Cols<'_> {
         Cols { tensor, start_col: 0 }
     }
-    let whole = Segment { q_start: 0, q_len: 200, kv_start: 3, kv_len: 200 };
+    let whole = Segment::continued((0, 200), (3, 200));
     let (k, v) = (cols(&k), cols(&v));
-    let all = forward(&Qkv { q: cols(&q), k, v }, &[whole], &heads).unwrap();
+    let all = forward(&Qkv { q: cols(&q), k, v }, slice::from_ref(&whole), &heads).unwrap();
     let plain = plain(&f64s(&q), &f64s(k.tensor), &f64s(v.tensor), &[whole], &heads);
     assert!(difference(&all.out, &plain) < 3e-6);
     for q_len in [1, 2, 4, 5, 30] {
         let new = q.narrow(0, 200 - q_len, q_len).unwrap();
-        let segment = Segment { q_start: 0, q_len, kv_start: 3, kv_len: 200 };
+        let segment = Segment::continued((0, q_len), (3, 200));
         let some = forward(&Qkv { q: cols(&new), k, v }, &[segment], &heads).unwrap();
         let rows = plain.narrow(0, 200 - q_len, q_len).unwrap();
         assert!(difference(&some.out, &rows) < 3e-6, "{q_len} queries");
         let lse = f64s(&all.lse.narrow(1, 200 - q_len, q_len).unwrap().contiguous().unwrap());
         assert!(difference(&some.lse, &lse) < 2e-6, "{q_len} queries");
+    }
+}
+
+/// A run of a tree of sequences.
+struct Node {
+    parent: Option<usize>,
+    /// Its rows among the keys and values.
+    run: Run,
+    /// The last so many of its tokens ask; those before them were there already.
+    q_len: usize,
+}
+
+/// Each node's queries over its ancestors' runs against the same over its path copied together.
+fn check_tree(seed: u64, nodes: &[Node], heads: &Heads) {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let rows = nodes.iter().map(|node| node.run.start + node.run.len).max().unwrap_or(0) + 1;
+    let queries: usize = nodes.iter().map(|node| node.q_len).sum();
+    let q = random(&mut rng, queries, heads.heads * heads.head_dim);
+    let [k, v] = [(); 2].map(|()| random(&mut rng, rows, heads.kv_heads * heads.head_dim));
+    fn cols(tensor: &Tensor) -> Cols<'_> {
+        Cols { tensor, start_col: 0 }
+    }
+    let path = |mut node: usize| {
+        let mut runs = vec![];
+        while let Some(parent) = nodes[node].parent {
+            runs.insert(0, nodes[parent].run);
+            node = parent;
+        }
+        runs
+    };
+    let mut q_start = 0;
+    let segments: Vec<_> = (0..nodes.len())
+        .map(|i| {
+            let Node { run, q_len, .. } = nodes[i];
+            let own = Segment::continued((q_start, q_len), (run.start, run.len));
+            q_start += q_len;
+            own.after(path(i))
+        })
+        .collect();
+    let tree = forward(&Qkv { q: cols(&q), k: cols(&k), v: cols(&v) }, &segments, heads).unwrap();
+    for (i, node) in nodes.iter().enumerate() {
+        let runs: Vec<Run> = path(i).into_iter().chain([node.run]).collect();
+        let together = |t: &Tensor| {
+            let parts: Vec<_> =
+                runs.iter().map(|run| t.narrow(0, run.start, run.len).unwrap()).collect();
+            Tensor::cat(&parts, 0).unwrap()
+        };
+        let (start, len) = (segments[i].q_start, node.q_len);
+        let (q, k, v) = (q.narrow(0, start, len).unwrap(), together(&k), together(&v));
+        let whole = Segment::continued((0, len), (0, k.dim(0).unwrap()));
+        let qkv = Qkv { q: cols(&q), k: cols(&k), v: cols(&v) };
+        let whole = forward(&qkv, &[whole], heads).unwrap();
+        let out = difference(&tree.out.narrow(0, start, len).unwrap(), &f64s(&whole.out));
+        let lse = tree.lse.narrow(1, start, len).unwrap();
+        let lse = difference(&lse, &f64s(&whole.lse));
+        assert!(out < 1e-6 && lse < 1e-6, "node {i}: out {out:e}, lse {lse:e}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+    #[test]
+    fn a_tree_gives_what_its_sequences_give(
+        seed: u64,
+        shapes in prop::collection::vec((any::<prop::sample::Index>(), 1usize..90, 0usize..90, 0usize..3), 1..7),
+        backwards: bool,
+        (kv_heads, group) in (1usize..4, 1usize..4),
+        head_dim in prop::sample::select(vec![1usize, 7, 16, 33, 64]),
+        window in prop::option::of(1usize..150),
+        softcap in prop::option::of(0.5f32..5.0),
+        alibi in prop::sample::select(vec![None, Some(false), Some(true)]),
+    ) {
+        // Nodes lie in the order of their birth, or the other way round, with gaps or without.
+        let mut start = 0;
+        let mut nodes: Vec<Node> = shapes
+            .iter()
+            .enumerate()
+            .map(|(i, (parent, len, q_len, gap))| {
+                let parent = parent.index(i + 1).checked_sub(1);
+                let node = Node { parent, run: Run { start, len: *len }, q_len: *q_len.min(len) };
+                start += len + gap;
+                node
+            })
+            .collect();
+        if backwards {
+            nodes.iter_mut().for_each(|node| node.run.start = start - node.run.start - node.run.len);
+        }
+        let n = kv_heads * group;
+        let slopes = (1..=n).map(|h| 0.8 / h as f32).collect();
+        let alibi = alibi.map(|bf16| Alibi { slopes, factor: 0.5, bf16 });
+        check_tree(seed, &nodes, &Heads { window, softcap, alibi, ..heads(n, kv_heads, head_dim) });
     }
 }
 
@@ -276,7 +370,7 @@ fn contradictions_are_errors() {
     let all = Segment::document(0, 6);
     let run =
         |segments: &[Segment], heads: &Heads| forward(&Qkv::packed(&x, heads), segments, heads);
-    assert!(run(&[all], &good).is_ok());
+    assert!(run(slice::from_ref(&all), &good).is_ok());
     for bad in [
         heads(3, 2, 8),
         heads(0, 0, 8),
@@ -285,29 +379,31 @@ fn contradictions_are_errors() {
         Heads { softcap: Some(0.0), ..good.clone() },
         Heads { window: Some(0), ..good.clone() },
     ] {
-        assert!(run(&[all], &bad).is_err(), "{bad:?}");
+        assert!(run(slice::from_ref(&all), &bad).is_err(), "{bad:?}");
     }
     for bad in [
-        Segment { kv_len: 5, ..all },
-        Segment { q_start: 1, ..all },
-        Segment { kv_start: usize::MAX, ..all },
+        Segment { kv_len: 5, ..all.clone() },
+        Segment { q_start: 1, ..all.clone() },
+        Segment { kv_start: usize::MAX, ..all.clone() },
+        all.clone().after([Run { start: 5, len: 2 }]),
+        all.clone().after([Run { start: 1, len: usize::MAX }]),
     ] {
-        assert!(run(&[bad], &good).is_err(), "{bad:?}");
+        assert!(run(slice::from_ref(&bad), &good).is_err(), "{bad:?}");
     }
-    assert!(run(&[all, Segment::document(5, 1)], &good).is_err());
+    assert!(run(&[all.clone(), Segment::document(5, 1)], &good).is_err());
     // Shared keys are fine for forward only.
-    let prefix = [
-        Segment { q_start: 2, q_len: 2, kv_start: 0, kv_len: 4 },
-        Segment { q_start: 4, q_len: 2, kv_start: 0, kv_len: 6 },
-    ];
+    let prefix = [Segment::continued((2, 2), (0, 4)), Segment::continued((4, 2), (0, 6))];
     let saved = run(&prefix, &good).unwrap();
     let qkv = Qkv::packed(&x, &good);
     assert!(backward(&qkv, &prefix, &good, &saved, &saved.out).is_err());
-    assert!(backward(&qkv, &[all], &good, &saved, &x).is_err());
+    assert!(backward(&qkv, slice::from_ref(&all), &good, &saved, &x).is_err());
+    let branch = Segment::document(4, 2).after([Run { start: 0, len: 2 }]);
+    let found = backward(&qkv, &[branch], &good, &saved, &saved.out);
+    assert!(matches!(found, Err(Error::Unsupported { .. })), "{found:?}");
     let double = x.to_dtype(DType::F64).unwrap();
-    let found = forward(&Qkv::packed(&double, &good), &[all], &good);
+    let found = forward(&Qkv::packed(&double, &good), slice::from_ref(&all), &good);
     assert!(matches!(found, Err(Error::NoKernel { .. })));
     let slanted = Tensor::zeros((32, 6), DType::F32, &Device::Cpu).unwrap().t().unwrap();
-    let found = forward(&Qkv::packed(&slanted, &good), &[all], &good);
+    let found = forward(&Qkv::packed(&slanted, &good), slice::from_ref(&all), &good);
     assert!(matches!(found, Err(Error::NotContiguous { .. })));
 }
