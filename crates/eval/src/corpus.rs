@@ -8,10 +8,11 @@
 
 use relufy_data::corpus::SourceConfig;
 use relufy_data::{Hub, Progress};
-use relufy_model::Tap;
 
+use crate::activity::Activity;
 use crate::metrics::{Estimate, Metric};
-use crate::session::{Sequence, Session};
+use crate::request::Scorable;
+use crate::session::Session;
 use crate::{Error, Result};
 
 /// Documents are tokenised and scored in groups of about this many bytes, so that a large
@@ -32,7 +33,7 @@ pub struct Corpus {
 }
 
 /// What a corpus says about a model.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct CorpusScore {
     /// Documents read.
     pub documents: usize,
@@ -44,6 +45,8 @@ pub struct CorpusScore {
     pub bytes: u64,
     /// Natural logarithm of the text's probability.
     pub logprob: f64,
+    /// Of all tokens that entered the model.
+    pub activity: Activity,
 }
 
 impl CorpusScore {
@@ -63,8 +66,7 @@ impl Corpus {
         Corpus { name: name.into(), source, sequence_length: None, max_tokens: None }
     }
 
-    /// Scores the corpus. `tap` sees every token that enters the model; `progress`
-    /// advances by one a window.
+    /// Scores the corpus. `progress` advances by one a window.
     ///
     /// # Errors
     /// The corpus, the tokenizer or the model; a corpus without text; a window longer
@@ -73,7 +75,6 @@ impl Corpus {
         &self,
         session: &Session<'_>,
         hub: &Hub,
-        tap: &mut dyn Tap,
         progress: &dyn Progress,
     ) -> Result<CorpusScore> {
         let window = self.sequence_length.unwrap_or(session.max_length());
@@ -84,7 +85,8 @@ impl Corpus {
                 found: window.to_string(),
             });
         }
-        let mut score = CorpusScore::default();
+        let layers = session.decoder().spec().layers.len();
+        let mut score = CorpusScore { activity: Activity::new(layers), ..Default::default() };
         let mut texts: Vec<String> = Vec::new();
         let mut bytes = 0;
         let mut documents = relufy_data::corpus::documents(&self.source, hub)?.fuse();
@@ -96,7 +98,7 @@ impl Corpus {
                 texts.push(document.text);
             }
             if ended || bytes >= GROUP_BYTES {
-                let full = self.score_texts(session, window, &texts, &mut score, tap, progress)?;
+                let full = self.score_texts(session, window, &texts, &mut score, progress)?;
                 if full || ended {
                     break;
                 }
@@ -121,7 +123,6 @@ impl Corpus {
         window: usize,
         texts: &[String],
         score: &mut CorpusScore,
-        tap: &mut dyn Tap,
         progress: &dyn Progress,
     ) -> Result<bool> {
         let tokenizer = session.tokenizer();
@@ -131,20 +132,20 @@ impl Corpus {
             .map(|ids| tokenizer.prefix_token().into_iter().chain(ids).collect())
             .collect();
         let full = |tokens: u64| self.max_tokens.is_some_and(|limit| tokens >= limit);
-        let mut sequences = Vec::new();
+        let mut scorables: Vec<Scorable> = Vec::new();
         for (ids, text) in documents.iter().zip(texts) {
             if full(score.tokens) {
                 break;
             }
             score.documents += 1;
             let mut end = 1;
-            for sequence in windows(ids, window) {
+            for scorable in windows(ids, window) {
                 if full(score.tokens) {
                     break;
                 }
-                end += sequence.scored;
-                score.tokens += sequence.scored as u64;
-                sequences.push(sequence);
+                end += scorable.continuation;
+                score.tokens += scorable.continuation as u64;
+                scorables.push(scorable);
             }
             score.bytes += match ids.get(1..end) {
                 // Cut short: the bytes of the tokens that were predicted.
@@ -154,18 +155,22 @@ impl Corpus {
                 _ => text.len() as u64,
             };
         }
-        score.windows += sequences.len();
-        let scores = session.score(&sequences, tap, progress)?;
-        score.logprob += scores.iter().map(|(logprob, _)| logprob).sum::<f64>();
+        score.windows += scorables.len();
+        session.score_windows(scorables, &mut |scored, activity| {
+            score.logprob += scored.logprob;
+            score.activity.add(activity);
+            progress.advance(1);
+        })?;
         Ok(full(score.tokens))
     }
 }
 
 /// Windows of at most `window` predicted tokens, each led by the token before it.
-fn windows(ids: &[u32], window: usize) -> impl Iterator<Item = Sequence<'_>> {
+fn windows(ids: &[u32], window: usize) -> impl Iterator<Item = Scorable> + '_ {
     (0..ids.len().saturating_sub(1)).step_by(window).map(move |start| {
         let end = (start + window + 1).min(ids.len());
-        Sequence { ids: &ids[start..end], scored: end - start - 1 }
+        let continuation = end - start - 1;
+        Scorable { ids: ids[start..end].to_vec(), continuation, context: 1, truncated: 0 }
     })
 }
 
@@ -178,8 +183,8 @@ mod tests {
         for (length, window) in [(0, 4), (1, 4), (2, 4), (5, 4), (6, 4), (23, 4), (9, 1)] {
             let ids: Vec<u32> = (0..length).collect();
             let predicted: Vec<u32> = windows(&ids, window)
-                .inspect(|sequence| assert!(sequence.scored <= window))
-                .flat_map(|sequence| sequence.ids[sequence.ids.len() - sequence.scored..].to_vec())
+                .inspect(|scorable| assert!(scorable.continuation <= window))
+                .flat_map(|scorable| scorable.targets().to_vec())
                 .collect();
             assert_eq!(predicted, ids.get(1..).unwrap_or_default(), "{length} {window}");
         }
@@ -193,6 +198,7 @@ mod tests {
             tokens: 100,
             bytes: 100,
             logprob: -100.0 * 256f64.ln(),
+            activity: Activity::default(),
         };
         let [(_, perplexity), (_, bits)] = score.metrics();
         assert!((perplexity.value - 256.0).abs() < 1e-9 && (bits.value - 8.0).abs() < 1e-12);

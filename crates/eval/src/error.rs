@@ -77,6 +77,14 @@ pub enum Error {
         /// Index of the request, in the order given.
         request: usize,
     },
+    /// The file of kept answers.
+    #[error("the cache {}: {why}", path.display())]
+    Cache {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// A file that cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {

@@ -3,16 +3,18 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
-use relufy_data::{Hub, Progress, Record, TaskData};
-use relufy_model::DensityTap;
+use relufy_data::{Hub, Progress, TaskData};
 use relufy_spec::flops::{Densities, FlopsReport};
 
+use crate::activity::Activity;
+use crate::bootstrap;
+use crate::cache::Cache;
 use crate::corpus::Corpus;
-use crate::metrics::{Estimate, Metric};
-use crate::request::{Exclusion, Request};
-use crate::results::{Excluded, ModelInfo, RunResult, TaskResult};
-use crate::session::{Scored, Session};
-use crate::tasks::{Document, Source, Task};
+use crate::metrics::{Estimate, Metric, Point};
+use crate::request::Request;
+use crate::results::{Excluded, ModelInfo, RunResult, Sample, TaskResult, TaskSamples};
+use crate::session::{Answer, Answered, Session};
+use crate::tasks::{Chosen, Document, Group, Prepared, Task};
 use crate::{Error, Result};
 
 /// What a model is evaluated on.
@@ -20,10 +22,12 @@ use crate::{Error, Result};
 pub struct Suite {
     /// Tasks.
     pub tasks: Vec<Box<dyn Task>>,
+    /// Groups of these tasks whose mean is wanted too.
+    pub groups: Vec<Group>,
     /// Corpora whose perplexity is wanted.
     pub corpora: Vec<Corpus>,
-    /// Only the first so many documents of each task.
-    pub limit: Option<usize>,
+    /// Which documents of each task, and how they are asked.
+    pub chosen: Chosen,
 }
 
 /// Where a suite's text comes from.
@@ -34,8 +38,18 @@ pub struct Inputs<'a> {
     pub hub: &'a Hub,
 }
 
+/// What an evaluation found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// In all.
+    pub result: RunResult,
+    /// Document by document, for each task.
+    pub samples: Vec<TaskSamples>,
+}
+
 /// Runs the suite. Densities count every token that entered the model in any task or
-/// corpus, each request on its own; FLOPs follow from them.
+/// corpus, each request as if it ran alone; FLOPs follow from them. What `cache` holds is
+/// not asked again.
 ///
 /// # Errors
 /// A suite with nothing in it or two entries of one name; data, tokenizer or model; a
@@ -45,34 +59,40 @@ pub fn evaluate(
     model: ModelInfo,
     suite: &Suite,
     inputs: &Inputs<'_>,
+    cache: &mut Cache,
     progress: &dyn Progress,
-) -> Result<RunResult> {
+) -> Result<Evaluation> {
     check_names(suite)?;
+    let started = Instant::now();
     let spec = session.decoder().spec();
-    let mut total = DensityTap::new(spec.layers.len());
-    let mut tasks = Vec::new();
+    let mut total = Activity::new(spec.layers.len());
+    let (mut tasks, mut samples) = (Vec::new(), Vec::new());
     for task in &suite.tasks {
-        let mut tap = DensityTap::new(spec.layers.len());
-        tasks.push(run_task(session, task.as_ref(), suite.limit, inputs, &mut tap, progress)?);
-        total.merge(&tap);
+        let prepared = crate::tasks::prepare(task.as_ref(), inputs.tasks, &suite.chosen, progress)?;
+        let (result, asked) = run_task(session, task.as_ref(), prepared, cache, progress)?;
+        asked.samples.iter().for_each(|sample| total.add(&sample.activity));
+        tasks.push(result);
+        samples.push(asked);
     }
     for corpus in &suite.corpora {
-        let mut tap = DensityTap::new(spec.layers.len());
-        tasks.push(run_corpus(session, corpus, inputs, &mut tap, progress)?);
-        total.merge(&tap);
+        tasks.push(run_corpus(session, corpus, inputs, &mut total, progress)?);
     }
-    let densities = total.densities();
-    Ok(RunResult {
+    let densities = total.densities(spec);
+    let result = RunResult {
         format: RunResult::FORMAT,
         relufy: env!("CARGO_PKG_VERSION").into(),
+        compat: session.rules().compat,
         model,
         max_length: session.max_length(),
-        limit: suite.limit,
+        limit: suite.chosen.limit,
+        groups: suite.groups.iter().filter_map(|group| group.result(&tasks)).collect(),
         tasks,
         flops: FlopsReport::new(spec, &densities),
         flops_dense: FlopsReport::new(spec, &Densities::dense(spec.layers.len())),
         densities: densities.into(),
-    })
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    Ok(Evaluation { result, samples })
 }
 
 /// Names are keys in results and columns in tables.
@@ -98,32 +118,34 @@ fn check_names(suite: &Suite) -> Result<()> {
 fn run_task(
     session: &Session<'_>,
     task: &dyn Task,
-    limit: Option<usize>,
-    inputs: &Inputs<'_>,
-    tap: &mut DensityTap,
+    prepared: Prepared,
+    cache: &mut Cache,
     progress: &dyn Progress,
-) -> Result<TaskResult> {
-    let source = task.source();
-    let records = load(&source, inputs, progress)?;
-    let documents = documents(task, &records[..limit.unwrap_or(records.len()).min(records.len())])?;
-    let requests: Vec<Request> =
-        documents.iter().flat_map(|document| document.requests().iter().cloned()).collect();
+) -> Result<(TaskResult, TaskSamples)> {
+    let compat = session.rules().compat;
+    let requests: usize =
+        prepared.documents.iter().map(|asked| asked.document.requests().len()).sum();
     let started = Instant::now();
-    progress.start(&format!("{} (requests)", task.name()), Some(requests.len() as u64));
-    let scored = session.loglikelihood(&requests, tap, progress)?;
+    progress.start(&format!("{} (requests)", task.name()), Some(requests as u64));
+    let documents: Vec<&Document> = prepared.documents.iter().map(|asked| &asked.document).collect();
+    let answered = ask(session, task.name(), &documents, cache, progress)?;
     progress.finish();
     let seconds = started.elapsed().as_secs_f64();
 
-    let Judged { kept, excluded } = judge(&documents, scored);
-    let metrics: BTreeMap<Metric, Estimate> = task
-        .metrics()
-        .iter()
-        .filter_map(|&metric| {
-            let values: Vec<f64> =
-                kept.iter().map(|(document, scores)| document.value(metric, scores)).collect();
-            Some((metric, metric.aggregate(&values)?))
-        })
-        .collect();
+    let (mut samples, mut excluded) = (Vec::new(), Vec::new());
+    for (asked, Answered { answers, activity }) in prepared.documents.into_iter().zip(answered) {
+        match answers.into_iter().collect::<std::result::Result<Vec<Answer>, _>>() {
+            Err(reason) => excluded.push(Excluded { document: asked.id, reason }),
+            Ok(answers) => {
+                let point = |metric: &Metric| {
+                    (*metric, asked.document.value(*metric, &answers, compat))
+                };
+                let values = task.metrics().iter().map(point).collect();
+                samples.push(Sample { asked, answers, values, activity });
+            }
+        }
+    }
+    let metrics = aggregate(task.metrics(), &samples);
     if metrics.is_empty() {
         let why = match excluded.first() {
             Some(first) => format!("every document is excluded; the first: {}", first.reason),
@@ -131,101 +153,95 @@ fn run_task(
         };
         return Err(Error::Empty {
             name: task.name().into(),
-            source_name: source.to_string(),
+            source_name: task.source().to_string(),
             why,
         });
     }
-    Ok(TaskResult {
+    let mut activity = Activity::new(session.decoder().spec().layers.len());
+    samples.iter().for_each(|sample| activity.add(&sample.activity));
+    let result = TaskResult {
         name: task.name().into(),
+        alias: task.alias().map(str::to_owned),
         version: Some(task.version()),
-        source: source.to_string(),
-        documents: kept.len(),
-        requests: requests.len(),
-        tokens: kept.iter().flat_map(|(_, scores)| scores).map(input_tokens).sum(),
+        source: task.source().to_string(),
+        filter: task.filter().into(),
+        shots: prepared.shots,
+        split_documents: prepared.split_documents,
+        documents: samples.len(),
+        requests,
+        tokens: activity.tokens,
         excluded,
         metrics,
+        densities: Some(activity.densities(session.decoder().spec()).mean()),
         seconds,
-    })
+    };
+    Ok((result, TaskSamples { task: task.name().into(), filter: task.filter(), samples }))
+}
+
+/// Answers from the cache, and from the model for the rest.
+fn ask(
+    session: &Session<'_>,
+    task: &str,
+    documents: &[&Document],
+    cache: &mut Cache,
+    progress: &dyn Progress,
+) -> Result<Vec<Answered>> {
+    let keys = documents
+        .iter()
+        .map(|document| cache.key(document.requests()))
+        .collect::<Result<Vec<_>>>()?;
+    let mut answered: Vec<Option<Answered>> = keys.iter().map(|key| cache.find(key)).collect();
+    let open: Vec<usize> = (0..documents.len()).filter(|&at| answered[at].is_none()).collect();
+    let known = (0..documents.len()).filter(|&at| answered[at].is_some());
+    progress.advance(known.map(|at| documents[at].requests().len() as u64).sum());
+    let requests: Vec<&[Request]> = open.iter().map(|&at| documents[at].requests()).collect();
+    let fresh = session.answer(&requests, progress, &mut |index, answered| {
+        cache.keep(task, &keys[open[index]], answered)
+    })?;
+    for (at, fresh) in open.into_iter().zip(fresh) {
+        answered[at] = Some(fresh);
+    }
+    Ok(answered.into_iter().flatten().collect())
+}
+
+/// Each metric over all documents.
+fn aggregate(metrics: &[Metric], samples: &[Sample]) -> BTreeMap<Metric, Estimate> {
+    metrics
+        .iter()
+        .filter_map(|metric| {
+            let points: Vec<Point> =
+                samples.iter().filter_map(|sample| sample.value(*metric)).collect();
+            Some((*metric, metric.aggregate(&points, bootstrap::REPLICATES)?))
+        })
+        .collect()
 }
 
 fn run_corpus(
     session: &Session<'_>,
     corpus: &Corpus,
     inputs: &Inputs<'_>,
-    tap: &mut DensityTap,
+    total: &mut Activity,
     progress: &dyn Progress,
 ) -> Result<TaskResult> {
     let started = Instant::now();
     progress.start(&format!("{} (windows)", corpus.name), None);
-    let score = corpus.score(session, inputs.hub, tap, progress)?;
+    let score = corpus.score(session, inputs.hub, progress)?;
     progress.finish();
+    total.add(&score.activity);
     Ok(TaskResult {
         name: corpus.name.clone(),
+        alias: None,
         version: None,
         source: corpus.source.path.clone(),
+        filter: "none".into(),
+        shots: 0,
+        split_documents: score.documents,
         documents: score.documents,
         requests: score.windows,
         tokens: score.tokens,
         excluded: Vec::new(),
-        metrics: score.metrics().into(),
+        metrics: score.metrics().into_iter().collect(),
+        densities: Some(score.activity.densities(session.decoder().spec()).mean()),
         seconds: started.elapsed().as_secs_f64(),
     })
-}
-
-fn load(source: &Source, inputs: &Inputs<'_>, progress: &dyn Progress) -> Result<Vec<Record>> {
-    Ok(match source {
-        Source::Split { repo, config, split } => {
-            inputs.tasks.load_split(repo, config, split, progress)?
-        }
-        Source::File(path) => relufy_data::taskdata::load_file(path)?,
-    })
-}
-
-/// The documents of some records, in their order.
-pub fn documents(task: &dyn Task, records: &[Record]) -> Result<Vec<Document>> {
-    records
-        .iter()
-        .enumerate()
-        .map(|(index, record)| {
-            task.document(record).map_err(|why| Error::Record {
-                task: task.name().into(),
-                source_name: task.source().to_string(),
-                record: index + 1,
-                why: why.to_string(),
-            })
-        })
-        .collect()
-}
-
-/// Documents with the scores of their requests.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Judged<'a> {
-    /// Those that count.
-    pub kept: Vec<(&'a Document, Vec<Scored>)>,
-    /// Those that do not.
-    pub excluded: Vec<Excluded>,
-}
-
-/// Deals the scores out to their documents, in order. A document with a request that
-/// cannot be scored is left out as a whole and named.
-pub fn judge(
-    documents: &[Document],
-    scored: Vec<std::result::Result<Scored, Exclusion>>,
-) -> Judged<'_> {
-    let mut judged = Judged::default();
-    let mut scored = scored.into_iter();
-    for (index, document) in documents.iter().enumerate() {
-        // All of the document's scores are taken, whether one fails or not.
-        let own: Vec<_> = scored.by_ref().take(document.requests().len()).collect();
-        match own.into_iter().collect() {
-            Ok(scores) => judged.kept.push((document, scores)),
-            Err(reason) => judged.excluded.push(Excluded { document: index, reason }),
-        }
-    }
-    judged
-}
-
-/// Tokens that entered the model for a request.
-fn input_tokens(scored: &Scored) -> u64 {
-    (scored.context_tokens + scored.continuation_tokens - scored.truncated - 1) as u64
 }

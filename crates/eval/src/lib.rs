@@ -7,21 +7,30 @@
 //! [`RunResult`], measuring densities in the same passes; [`table`] lays results side by
 //! side.
 
+mod activity;
 pub mod bootstrap;
+mod cache;
 mod corpus;
 mod error;
 mod evaluate;
 mod metrics;
+mod normalize;
+mod python;
 mod request;
 mod results;
 mod session;
 pub mod table;
 pub mod tasks;
 
+pub use activity::Activity;
+pub use cache::{Cache, Key};
 pub use corpus::{Corpus, CorpusScore};
 pub use error::{Error, Result};
-pub use evaluate::{Inputs, Judged, Suite, documents, evaluate, judge};
-pub use metrics::{Estimate, Metric};
-pub use request::{Encoded, Exclusion, Request, encode};
-pub use results::{DensityReport, Excluded, FILE, ModelInfo, RunResult, TaskResult};
-pub use session::{Scored, Session, SessionOptions};
+pub use evaluate::{Evaluation, Inputs, Suite, evaluate};
+pub use metrics::{Estimate, Metric, Point};
+pub use request::{Compat, Encoded, Exclusion, Request, Rules, Scorable, encode};
+pub use results::{
+    DensityReport, Excluded, FILE, GroupResult, ModelInfo, RunResult, Sample, TaskResult,
+    TaskSamples,
+};
+pub use session::{Answer, Answered, Scored, Session, SessionOptions};

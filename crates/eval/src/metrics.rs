@@ -14,40 +14,94 @@ pub enum Metric {
     /// The same, with each choice's log-likelihood divided by its length in characters
     /// (Unicode code points, without the delimiter).
     AccNorm,
+    /// The share of documents whose generated answer is one of the right ones.
+    ExactMatch,
     /// `exp(-mean log-likelihood)`, over targets (a lambada word) or tokens (a corpus).
     Perplexity,
-    /// `-log2` likelihood of a corpus over its UTF-8 bytes.
+    /// `exp(-log-likelihood / words)`, over all documents.
+    WordPerplexity,
+    /// `exp(-log-likelihood / bytes)`, over all documents.
+    BytePerplexity,
+    /// `-log2` likelihood over UTF-8 bytes.
     BitsPerByte,
 }
 
+/// A document's part in a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// Right or wrong as 1 or 0; for perplexities the log-likelihood.
+    pub value: f64,
+    /// What it counts for: 1, or the words or bytes of a text.
+    pub weight: f64,
+}
+
+impl Point {
+    /// A value that counts once.
+    pub fn of(value: f64) -> Point {
+        Point { value, weight: 1.0 }
+    }
+}
+
 impl Metric {
+    /// All of them.
+    pub const ALL: [Metric; 7] = [
+        Metric::Acc,
+        Metric::AccNorm,
+        Metric::ExactMatch,
+        Metric::Perplexity,
+        Metric::WordPerplexity,
+        Metric::BytePerplexity,
+        Metric::BitsPerByte,
+    ];
+
     /// The name in results and tables.
     pub fn name(self) -> &'static str {
         match self {
             Metric::Acc => "acc",
             Metric::AccNorm => "acc_norm",
+            Metric::ExactMatch => "exact_match",
             Metric::Perplexity => "perplexity",
+            Metric::WordPerplexity => "word_perplexity",
+            Metric::BytePerplexity => "byte_perplexity",
             Metric::BitsPerByte => "bits_per_byte",
         }
     }
 
     /// Whether it is a share of documents, which a table prints in per cent and averages.
     pub fn is_accuracy(self) -> bool {
-        matches!(self, Metric::Acc | Metric::AccNorm)
+        matches!(self, Metric::Acc | Metric::AccNorm | Metric::ExactMatch)
     }
 
-    /// The metric over all documents, from each document's value (for perplexity: its
-    /// log-likelihood). `None` without documents.
-    pub fn aggregate(self, values: &[f64]) -> Option<Estimate> {
-        if values.is_empty() {
+    /// Whether each document weighs as much as it has words or bytes.
+    pub fn is_weighted(self) -> bool {
+        matches!(self, Metric::WordPerplexity | Metric::BytePerplexity | Metric::BitsPerByte)
+    }
+
+    /// The metric over all documents. `replicates` are those of the bootstrap behind a
+    /// perplexity's standard error. `None` without documents.
+    ///
+    /// Weighted perplexities have no standard error, as in the harness.
+    pub fn aggregate(self, points: &[Point], replicates: u32) -> Option<Estimate> {
+        if points.is_empty() {
             return None;
         }
+        let values: Vec<f64> = points.iter().map(|point| point.value).collect();
+        let mean_by_weight =
+            || values.iter().sum::<f64>() / points.iter().map(|point| point.weight).sum::<f64>();
         Some(match self {
             Metric::Perplexity => Estimate {
-                value: (-mean(values)).exp(),
-                stderr: bootstrap::perplexity_stderr(values, bootstrap::REPLICATES),
+                value: (-mean(&values)).exp(),
+                stderr: bootstrap::perplexity_stderr(&values, replicates),
             },
-            _ => Estimate { value: mean(values), stderr: mean_stderr(values) },
+            Metric::WordPerplexity | Metric::BytePerplexity => {
+                Estimate { value: (-mean_by_weight()).exp(), stderr: None }
+            }
+            Metric::BitsPerByte => {
+                Estimate { value: -mean_by_weight() / std::f64::consts::LN_2, stderr: None }
+            }
+            Metric::Acc | Metric::AccNorm | Metric::ExactMatch => {
+                Estimate { value: mean(&values), stderr: mean_stderr(&values) }
+            }
         })
     }
 }
@@ -147,7 +201,8 @@ mod tests {
 
     #[test]
     fn accuracy_of_three_in_four() {
-        let got = Metric::Acc.aggregate(&[1.0, 0.0, 1.0, 1.0]).unwrap();
+        let points = [1.0, 0.0, 1.0, 1.0].map(Point::of);
+        let got = Metric::Acc.aggregate(&points, 0).unwrap();
         assert_eq!(got.value, 0.75);
         // sqrt((3 * 0.0625 + 0.5625) / 3) / 2
         assert!((got.stderr.unwrap() - 0.25).abs() < 1e-15);
@@ -155,8 +210,16 @@ mod tests {
 
     #[test]
     fn one_document_has_no_stderr_and_none_has_no_estimate() {
-        assert_eq!(Metric::Acc.aggregate(&[1.0]).unwrap().stderr, None);
-        assert_eq!(Metric::Acc.aggregate(&[]), None);
+        assert_eq!(Metric::Acc.aggregate(&[Point::of(1.0)], 0).unwrap().stderr, None);
+        assert_eq!(Metric::Acc.aggregate(&[], 0), None);
+    }
+
+    #[test]
+    fn long_texts_weigh_more() {
+        let points = [Point { value: -2.0, weight: 1.0 }, Point { value: -2.0, weight: 3.0 }];
+        let value = |metric: Metric| metric.aggregate(&points, 0).unwrap().value;
+        assert!((value(Metric::WordPerplexity) - 1f64.exp()).abs() < 1e-15);
+        assert!((value(Metric::BitsPerByte) - std::f64::consts::LOG2_E).abs() < 1e-15);
     }
 
     #[test]

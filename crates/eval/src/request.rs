@@ -1,13 +1,12 @@
-//! From a request's two texts to the tokens that the model sees.
+//! What a model is asked, and how its texts become the tokens that the model sees.
 //!
-//! A request asks how likely a continuation is after a context. The rules are those of
-//! lm-evaluation-harness 0.4.13, so that its numbers come out:
+//! The rules are those of lm-evaluation-harness, so that its numbers come out:
 //! - white space at the end of the context moves to the front of the continuation;
 //! - context and continuation are tokenised jointly, and the continuation's tokens are
 //!   those past the context's own token count; in front of them stands the context as it
 //!   is tokenised alone (no repair where a token spans the boundary);
-//! - BOS comes as the tokenizer itself would add it, and not twice where the text already
-//!   starts with it;
+//! - BOS comes as the tokenizer itself would add it (up to 0.4.9.1: never), and not twice
+//!   where the text already starts with it;
 //! - an empty context is the prefix token (BOS, else EOS), which a continuation that
 //!   starts with it supplies itself;
 //! - what exceeds the model's length is cut on the left.
@@ -17,20 +16,93 @@ use std::collections::HashMap;
 use relufy_data::Tokenizer;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::{Result, python};
 
-/// How likely is `continuation` after `context`?
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Request {
-    /// What the model has read.
-    pub context: String,
-    /// What is scored.
-    pub continuation: String,
+/// One question to the model.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// How likely is `continuation` after `context`?
+    Likelihood {
+        /// What the model has read.
+        context: String,
+        /// What is scored.
+        continuation: String,
+    },
+    /// How likely is a whole text, read in disjoint windows?
+    Rolling {
+        /// The text.
+        text: String,
+    },
+    /// What does the model say after `context`? Greedy decoding.
+    Generate {
+        /// What the model has read.
+        context: String,
+        /// Texts that end the answer and are not part of it.
+        until: Vec<String>,
+        /// At most so many tokens.
+        max_tokens: usize,
+    },
+}
+
+impl Request {
+    /// How likely is `continuation` after `context`?
+    pub fn likelihood(context: impl Into<String>, continuation: impl Into<String>) -> Request {
+        Request::Likelihood { context: context.into(), continuation: continuation.into() }
+    }
+}
+
+/// Which release of lm-evaluation-harness is followed where releases differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Compat {
+    /// 0.4.13 (and all since 0.4.9.2): the tokenizer decides about BOS.
+    #[default]
+    #[serde(rename = "0.4.13")]
+    Current,
+    /// Up to 0.4.9.1, as the ReLU papers were measured: causal models get no BOS, and a
+    /// generated answer keeps white space at its end.
+    #[serde(rename = "0.4.9.1")]
+    NoBos,
+}
+
+impl Compat {
+    /// The harness's version.
+    pub fn version(self) -> &'static str {
+        match self {
+            Compat::Current => "0.4.13",
+            Compat::NoBos => "0.4.9.1",
+        }
+    }
+}
+
+/// How texts become tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Rules {
+    /// Longest input in tokens.
+    pub max_length: usize,
+    /// The release that is followed.
+    pub compat: Compat,
 }
 
 /// A request in tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Encoded {
+pub enum Encoded {
+    /// Tokens whose end is scored.
+    Likelihood(Scorable),
+    /// The windows of a text; none of an empty one.
+    Rolling(Vec<Scorable>),
+    /// What the model continues.
+    Prompt {
+        /// The context's tokens, after truncation.
+        ids: Vec<u32>,
+        /// Tokens cut on the left.
+        truncated: usize,
+    },
+}
+
+/// Tokens whose end is scored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scorable {
     /// Context and continuation, after truncation; at most the model's length + 1 (the
     /// last one is only predicted).
     pub ids: Vec<u32>,
@@ -40,6 +112,18 @@ pub struct Encoded {
     pub context: usize,
     /// Tokens cut on the left.
     pub truncated: usize,
+}
+
+impl Scorable {
+    /// What enters the model: all but the last token.
+    pub fn input(&self) -> &[u32] {
+        self.ids.split_last().map_or(&[], |(_, input)| input)
+    }
+
+    /// What is predicted.
+    pub fn targets(&self) -> &[u32] {
+        &self.ids[self.ids.len() - self.continuation..]
+    }
 }
 
 /// Why a request cannot be scored. Its document is left out of the metrics, by name.
@@ -53,6 +137,8 @@ pub enum Exclusion {
     NoContextToken,
     /// The continuation alone is longer than the model's length.
     ContinuationTooLong,
+    /// There is nothing to continue, or the model has no room for an answer.
+    NoRoomToGenerate,
 }
 
 impl std::fmt::Display for Exclusion {
@@ -61,56 +147,73 @@ impl std::fmt::Display for Exclusion {
             Exclusion::NoContinuationToken => "the continuation encodes to no token",
             Exclusion::NoContextToken => "the context encodes to no token",
             Exclusion::ContinuationTooLong => "the continuation is longer than the model's length",
+            Exclusion::NoRoomToGenerate => "the model has no room for an answer",
         })
     }
 }
 
-/// Tokenises requests, each distinct text once and in parallel. `max_length` is the
-/// longest input in tokens.
+/// Tokenises requests, each distinct text once and in parallel.
 ///
 /// # Errors
 /// The tokenizer's.
 pub fn encode(
-    requests: &[Request],
+    requests: &[&Request],
     tokenizer: &Tokenizer,
-    max_length: usize,
+    rules: Rules,
 ) -> Result<Vec<std::result::Result<Encoded, Exclusion>>> {
     let prefix = tokenizer.prefix_token();
     let prefix_text = match prefix {
         Some(id) => tokenizer.decode(&[id], false)?,
         None => String::new(),
     };
+    // The text brings its own BOS, and a second would change the numbers.
+    let special = |text: &str| {
+        let has_bos = !prefix_text.is_empty() && text.starts_with(&prefix_text);
+        rules.compat == Compat::Current && !has_bos
+    };
     let mut texts = Texts::default();
     let pieces: Vec<Piece> = requests
         .iter()
-        .map(|request| {
-            let (context, moved) = split_trailing_space(&request.context);
-            if context.is_empty() && moved.is_empty() {
-                return Piece::Alone(texts.add(request.continuation.clone(), false));
+        .map(|request| match request {
+            Request::Likelihood { context, continuation } => {
+                let (head, moved) = split_trailing_space(context);
+                if head.is_empty() && moved.is_empty() {
+                    return Piece::Alone(texts.add(continuation.clone(), false));
+                }
+                let whole = format!("{context}{continuation}");
+                let (in_whole, in_head) = (special(&whole), special(head));
+                Piece::Joint {
+                    whole: texts.add(whole, in_whole),
+                    context: texts.add(head.to_owned(), in_head),
+                }
             }
-            let mut special = |text: String| {
-                // The text brings its own BOS, and a second would change the numbers.
-                let has_bos = !prefix_text.is_empty() && text.starts_with(&prefix_text);
-                texts.add(text, !has_bos)
-            };
-            Piece::Joint {
-                whole: special(format!("{}{}", request.context, request.continuation)),
-                context: special(context.to_owned()),
-            }
+            Request::Rolling { text } => Piece::Whole(texts.add(text.clone(), special(text))),
+            Request::Generate { context, max_tokens, .. } => Piece::Prompt {
+                context: texts.add(context.clone(), special(context)),
+                max_tokens: *max_tokens,
+            },
         })
         .collect();
     let encoded = texts.encode(tokenizer)?;
     Ok(pieces
         .into_iter()
-        .map(|piece| {
-            let (ids, context) = match piece {
-                Piece::Joint { whole, context } => {
-                    let (whole, context) = (encoded.get(whole), encoded.get(context));
-                    (join(whole, context), context.len())
-                }
-                Piece::Alone(text) => (encoded.get(text).to_vec(), 0),
-            };
-            finish(ids, context, prefix, max_length)
+        .map(|piece| match piece {
+            Piece::Joint { whole, context } => {
+                let (whole, context) = (encoded.get(whole), encoded.get(context));
+                let ids = join(whole, context);
+                finish(ids, context.len(), prefix, rules.max_length).map(Encoded::Likelihood)
+            }
+            Piece::Alone(text) => finish(encoded.get(text).to_vec(), 0, prefix, rules.max_length)
+                .map(Encoded::Likelihood),
+            Piece::Whole(text) => {
+                let prefix = prefix.ok_or(Exclusion::NoContextToken)?;
+                let ids: Vec<u32> =
+                    std::iter::once(prefix).chain(encoded.get(text).iter().copied()).collect();
+                Ok(Encoded::Rolling(rolling_windows(&ids, rules.max_length)))
+            }
+            Piece::Prompt { context, max_tokens } => {
+                prompt(encoded.get(context), max_tokens, rules.max_length)
+            }
         })
         .collect())
 }
@@ -128,7 +231,7 @@ fn finish(
     mut context: usize,
     prefix: Option<u32>,
     max_length: usize,
-) -> std::result::Result<Encoded, Exclusion> {
+) -> std::result::Result<Scorable, Exclusion> {
     let total = ids.len();
     if total <= context {
         return Err(Exclusion::NoContinuationToken);
@@ -149,24 +252,52 @@ fn finish(
     }
     let truncated = ids.len().saturating_sub(max_length + 1);
     ids.drain(..truncated);
-    Ok(Encoded { ids, continuation, context, truncated })
+    Ok(Scorable { ids, continuation, context, truncated })
+}
+
+/// The harness's windows over a text: each predicts the next `max_length` tokens from the
+/// one before them; the last one, which has fewer to predict, fills its input with what
+/// stands to their left. `ids` leads with the prefix token, which is not predicted.
+fn rolling_windows(ids: &[u32], max_length: usize) -> Vec<Scorable> {
+    let last = ids.len().saturating_sub(1);
+    (0..last)
+        .step_by(max_length)
+        .map(|start| {
+            let end = (start + max_length).min(last);
+            let first = end.saturating_sub(max_length);
+            let continuation = end - start;
+            let context = end + 1 - first - continuation;
+            Scorable { ids: ids[first..=end].to_vec(), continuation, context, truncated: 0 }
+        })
+        .collect()
+}
+
+/// What the model continues: the end of the context that leaves room for the answer.
+fn prompt(
+    context: &[u32],
+    max_tokens: usize,
+    max_length: usize,
+) -> std::result::Result<Encoded, Exclusion> {
+    let room = max_length.saturating_sub(max_tokens);
+    if room == 0 || context.is_empty() {
+        return Err(Exclusion::NoRoomToGenerate);
+    }
+    let truncated = context.len().saturating_sub(room);
+    Ok(Encoded::Prompt { ids: context[truncated..].to_vec(), truncated })
 }
 
 /// The context without its trailing white space (Python's `rstrip`), and that space.
 fn split_trailing_space(context: &str) -> (&str, &str) {
-    let end = context.trim_end_matches(is_python_space).len();
+    let end = context.trim_end_matches(python::is_space).len();
     context.split_at(end)
-}
-
-/// Python's `str.isspace`: Unicode's white space and the separators U+001C to U+001F.
-pub(crate) fn is_python_space(c: char) -> bool {
-    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
 /// A request as indices of texts.
 enum Piece {
     Joint { whole: Text, context: Text },
     Alone(Text),
+    Whole(Text),
+    Prompt { context: Text, max_tokens: usize },
 }
 
 /// A text to encode, with the special tokens or without.
@@ -260,5 +391,25 @@ mod tests {
     fn what_cannot_be_scored_is_named() {
         assert_eq!(finish(vec![1, 2], 2, Some(1), 9), Err(Exclusion::NoContinuationToken));
         assert_eq!(finish(vec![1, 2, 3, 4], 1, Some(1), 2), Err(Exclusion::ContinuationTooLong));
+    }
+
+    #[test]
+    fn rolling_windows_predict_each_token_once() {
+        // The prefix token and ten more, at most four tokens of input.
+        let ids: Vec<u32> = (0..11).collect();
+        let windows = rolling_windows(&ids, 4);
+        let inputs: Vec<&[u32]> = windows.iter().map(Scorable::input).collect();
+        assert_eq!(inputs, [&[0, 1, 2, 3][..], &[4, 5, 6, 7], &[6, 7, 8, 9]]);
+        let targets: Vec<&[u32]> = windows.iter().map(Scorable::targets).collect();
+        assert_eq!(targets, [&[1, 2, 3, 4][..], &[5, 6, 7, 8], &[9, 10]]);
+        assert_eq!(windows[2].context, 3);
+        assert!(rolling_windows(&[0], 4).is_empty());
+    }
+
+    #[test]
+    fn a_prompt_leaves_room_for_its_answer() {
+        let got = prompt(&[1, 2, 3, 4, 5], 6, 9);
+        assert_eq!(got, Ok(Encoded::Prompt { ids: vec![3, 4, 5], truncated: 2 }));
+        assert_eq!(prompt(&[1], 9, 9), Err(Exclusion::NoRoomToGenerate));
     }
 }

@@ -8,8 +8,11 @@ use relufy_spec::Stage;
 use relufy_spec::flops::{Densities, FlopsReport, SiteDensities};
 use serde::{Deserialize, Serialize};
 
-use crate::metrics::{Estimate, Metric};
-use crate::request::Exclusion;
+use crate::activity::Activity;
+use crate::metrics::{Estimate, Metric, Point};
+use crate::request::{Compat, Exclusion};
+use crate::session::Answer;
+use crate::tasks::{Asked, Limit};
 use crate::{Error, Result};
 
 /// The file in a run's folder.
@@ -23,21 +26,27 @@ pub struct RunResult {
     pub format: u32,
     /// Version of the program that evaluated.
     pub relufy: String,
+    /// The harness release whose rules were followed.
+    pub compat: Compat,
     /// The model.
     pub model: ModelInfo,
     /// Longest input in tokens.
     pub max_length: usize,
     /// Only so many documents of each task were asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limit: Option<usize>,
+    pub limit: Option<Limit>,
     /// Tasks, then corpora, in the order asked for.
     pub tasks: Vec<TaskResult>,
+    /// Means over groups of tasks.
+    pub groups: Vec<GroupResult>,
     /// How much of each site's input was not zero.
     pub densities: DensityReport,
     /// Multiply-accumulates of a token, skipping those zeros.
     pub flops: FlopsReport,
     /// The same, skipping nothing.
     pub flops_dense: FlopsReport,
+    /// Time for everything but loading the model.
+    pub seconds: f64,
 }
 
 /// The model that was evaluated.
@@ -65,11 +74,20 @@ pub struct ModelInfo {
 pub struct TaskResult {
     /// Its name.
     pub name: String,
+    /// A shorter name within its group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
     /// Version of the task; `None` for a corpus.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<f64>,
     /// Where the text came from.
     pub source: String,
+    /// What is done to answers before they are judged; `none` or the harness's name.
+    pub filter: String,
+    /// Examples in front of each question.
+    pub shots: usize,
+    /// Documents of the split.
+    pub split_documents: usize,
     /// Documents that count.
     pub documents: usize,
     /// Requests made, or windows of a corpus.
@@ -80,8 +98,61 @@ pub struct TaskResult {
     pub excluded: Vec<Excluded>,
     /// What was measured.
     pub metrics: BTreeMap<Metric, Estimate>,
+    /// Non-zeros in the mean over the layers, on this task's tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub densities: Option<SiteDensities>,
     /// Time for tokenising and scoring, without loading and metrics.
     pub seconds: f64,
+}
+
+/// The mean of a group's tasks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupResult {
+    /// Its name.
+    pub name: String,
+    /// A shorter name within its own group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
+    /// Version of the group.
+    pub version: f64,
+    /// Names of its tasks and groups, in their order.
+    pub members: Vec<String>,
+    /// Documents that count, of all its tasks.
+    pub documents: usize,
+    /// What was measured, each task weighing as much as it has documents.
+    pub metrics: BTreeMap<Metric, Estimate>,
+}
+
+/// A task, document by document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskSamples {
+    /// The task.
+    pub task: String,
+    /// What is done to answers before they are judged.
+    pub filter: &'static str,
+    /// The documents that count.
+    pub samples: Vec<Sample>,
+}
+
+/// One document, what the model answered, and what that is worth.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// The document.
+    pub asked: Asked,
+    /// One for each request.
+    pub answers: Vec<Answer>,
+    /// Its part in each metric.
+    pub values: Vec<(Metric, Point)>,
+    /// Non-zeros on its tokens.
+    pub activity: Activity,
+}
+
+impl Sample {
+    /// The document's part in `metric`.
+    pub fn value(&self, metric: Metric) -> Option<Point> {
+        self.values.iter().find(|(candidate, _)| *candidate == metric).map(|(_, point)| *point)
+    }
 }
 
 /// A document that could not be scored.
@@ -106,7 +177,7 @@ pub struct DensityReport {
 
 impl RunResult {
     /// The layout that this version writes and reads.
-    pub const FORMAT: u32 = 1;
+    pub const FORMAT: u32 = 2;
 
     /// Writes `results.json` into `folder`, which is made if it is missing, in one piece or
     /// not at all.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{SiteOps, Slot};
+use crate::{Site, SiteOps, Slot};
 
 /// A decoder-only transformer. Holds no family name, so that forward code cannot branch
 /// on one.
@@ -323,6 +323,16 @@ impl Layer {
     /// Whether attention and MLP read the output of one norm.
     pub fn shares_norm(&self) -> bool {
         self.residual == Residual::Parallel { norms: ParallelNorms::Shared }
+    }
+
+    /// How many elements of a token enter the matrices at `site`, in a model of width
+    /// `hidden`.
+    pub fn width_at(&self, site: Site, hidden: usize) -> usize {
+        match site {
+            Site::QkvIn | Site::UpIn => hidden,
+            Site::OIn => self.attention.q_width(),
+            Site::DownIn => self.mlp.ffn,
+        }
     }
 }
 

@@ -1,22 +1,30 @@
-//! The shapes a document can have, and what its scores say.
+//! The shapes a document can have, and what its answers say.
 
-use crate::metrics::{Metric, first_argmax};
-use crate::request::Request;
-use crate::session::Scored;
+use serde_json::Value;
+
+use crate::metrics::{Metric, Point, first_argmax};
+use crate::request::{Compat, Request};
+use crate::session::Answer;
+use crate::{normalize, python};
 
 /// The requests that one record becomes, and how they are judged.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Document {
     requests: Vec<Request>,
     form: Form,
+    target: Value,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Form {
     /// One request a choice: the likeliest should be `gold`.
     Choice { gold: usize, characters: Vec<usize> },
     /// One request: its continuation should be what the model would say.
     Target,
+    /// A text of so many words and bytes.
+    Text { words: usize, bytes: usize },
+    /// What the model says should be one of these.
+    Spoken { aliases: Vec<String> },
 }
 
 impl Document {
@@ -25,10 +33,10 @@ impl Document {
     pub fn choice(context: String, choices: &[&str], gold: usize) -> Document {
         let requests = choices
             .iter()
-            .map(|choice| Request { context: context.clone(), continuation: format!(" {choice}") })
+            .map(|choice| Request::likelihood(context.clone(), format!(" {choice}")))
             .collect();
         let characters = choices.iter().map(|choice| choice.chars().count()).collect();
-        Document { requests, form: Form::Choice { gold, characters } }
+        Document { requests, form: Form::Choice { gold, characters }, target: gold.into() }
     }
 
     /// One continuation of several contexts, of which `gold` is right (partial evaluation).
@@ -36,14 +44,58 @@ impl Document {
         let characters = vec![continuation.chars().count(); contexts.len()];
         let requests = contexts
             .into_iter()
-            .map(|context| Request { context, continuation: format!(" {continuation}") })
+            .map(|context| Request::likelihood(context, format!(" {continuation}")))
             .collect();
-        Document { requests, form: Form::Choice { gold, characters } }
+        Document { requests, form: Form::Choice { gold, characters }, target: continuation.into() }
     }
 
     /// A continuation that the model should predict by itself. Nothing joins the two.
     pub fn target(context: String, continuation: String) -> Document {
-        Document { requests: vec![Request { context, continuation }], form: Form::Target }
+        let target = continuation.clone().into();
+        let requests = vec![Request::Likelihood { context, continuation }];
+        Document { requests, form: Form::Target, target }
+    }
+
+    /// A whole text, of which each word and byte is to be predicted. Both are counted in
+    /// `original`, `text` is what the model reads.
+    pub fn text(text: String, original: &str) -> Document {
+        let words = python::split(original).count();
+        let form = Form::Text { words, bytes: original.len() };
+        Document { requests: vec![Request::Rolling { text: text.clone() }], form, target: text.into() }
+    }
+
+    /// A question whose answer, greedily decoded, should be one of `aliases` but for case
+    /// and punctuation.
+    pub fn spoken(
+        context: String,
+        until: &[&str],
+        max_tokens: usize,
+        aliases: Vec<String>,
+    ) -> Document {
+        let until = until.iter().map(|stop| (*stop).to_owned()).collect();
+        Document {
+            requests: vec![Request::Generate { context, until, max_tokens }],
+            target: aliases.clone().into(),
+            form: Form::Spoken { aliases },
+        }
+    }
+
+    /// The same document with `target` as what the harness's samples show as right.
+    pub fn with_target(self, target: impl Into<Value>) -> Document {
+        Document { target: target.into(), ..self }
+    }
+
+    /// The same document with `text` in front of each context.
+    pub fn after(mut self, text: &str) -> Document {
+        for request in &mut self.requests {
+            match request {
+                Request::Likelihood { context, .. } | Request::Generate { context, .. } => {
+                    context.insert_str(0, text);
+                }
+                Request::Rolling { .. } => {}
+            }
+        }
+        self
     }
 
     /// What the model is asked.
@@ -51,59 +103,102 @@ impl Document {
         &self.requests
     }
 
-    /// This document's value of `metric`, given one score for each request. For
-    /// perplexity it is the log-likelihood, which the metric aggregates.
-    pub fn value(&self, metric: Metric, scores: &[Scored]) -> f64 {
+    /// What is right, as the harness's samples show it.
+    pub fn right(&self) -> &Value {
+        &self.target
+    }
+
+    /// This document's value of `metric`, given one answer for each request.
+    pub fn value(&self, metric: Metric, answers: &[Answer], compat: Compat) -> Point {
+        let sum = || answers.iter().map(Answer::logprob).sum::<f64>();
         let right = match (&self.form, metric) {
-            (_, Metric::Perplexity | Metric::BitsPerByte) => {
-                return scores.iter().map(|score| score.logprob).sum();
+            (Form::Text { words, .. }, Metric::WordPerplexity) => {
+                return Point { value: sum(), weight: *words as f64 };
             }
-            (Form::Target, _) => scores.iter().all(|score| score.is_greedy),
+            (Form::Text { bytes, .. }, Metric::BytePerplexity | Metric::BitsPerByte) => {
+                return Point { value: sum(), weight: *bytes as f64 };
+            }
+            (Form::Text { .. }, _) | (_, Metric::Perplexity) => return Point::of(sum()),
+            (Form::Target, _) => answers.iter().all(Answer::is_greedy),
             (Form::Choice { gold, characters }, Metric::AccNorm) => {
-                let normed = scores.iter().zip(characters);
-                first_argmax(normed.map(|(score, n)| score.logprob / *n as f64)) == *gold
+                let normed = answers.iter().zip(characters);
+                first_argmax(normed.map(|(answer, n)| answer.logprob() / *n as f64)) == *gold
             }
-            (Form::Choice { gold, .. }, Metric::Acc) => {
-                first_argmax(scores.iter().map(|score| score.logprob)) == *gold
+            (Form::Choice { gold, .. }, _) => {
+                first_argmax(answers.iter().map(Answer::logprob)) == *gold
             }
+            (Form::Spoken { aliases }, _) => answers.iter().all(|answer| {
+                let said = normalize::for_match(normalize::stripped(answer.text(), compat));
+                aliases.iter().any(|alias| normalize::for_match(alias) == said)
+            }),
         };
-        f64::from(u8::from(right))
+        Point::of(f64::from(u8::from(right)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::Scored;
 
-    fn scored(logprob: f64) -> Scored {
-        Scored {
+    fn scored(logprob: f64, is_greedy: bool) -> Answer {
+        Answer::Likelihood(Scored {
             logprob,
-            is_greedy: false,
+            is_greedy,
             context_tokens: 1,
             continuation_tokens: 1,
             truncated: 0,
-        }
+        })
+    }
+
+    fn value(document: &Document, metric: Metric, answers: &[Answer]) -> f64 {
+        document.value(metric, answers, Compat::Current).value
     }
 
     #[test]
     fn acc_norm_divides_by_characters_not_bytes() {
         // Four characters each, the second eight bytes.
         let document = Document::choice("Q".into(), &["abcd", "éééé", "a"], 1);
-        assert_eq!(document.requests()[1].continuation, " éééé");
-        let scores = [scored(-4.4), scored(-4.0), scored(-1.5)];
-        assert_eq!(document.value(Metric::Acc, &scores), 0.0);
-        assert_eq!(document.value(Metric::AccNorm, &scores), 1.0);
+        assert_eq!(document.requests()[1], Request::likelihood("Q", " éééé"));
+        let answers = [-4.4, -4.0, -1.5].map(|logprob| scored(logprob, false));
+        assert_eq!(value(&document, Metric::Acc, &answers), 0.0);
+        assert_eq!(value(&document, Metric::AccNorm, &answers), 1.0);
         // By bytes (0.5 a byte) it would win here too; by characters it must not.
-        let scores = [scored(-3.6), scored(-4.0), scored(-1.5)];
-        assert_eq!(document.value(Metric::AccNorm, &scores), 0.0);
+        let answers = [-3.6, -4.0, -1.5].map(|logprob| scored(logprob, false));
+        assert_eq!(value(&document, Metric::AccNorm, &answers), 0.0);
     }
 
     #[test]
     fn a_target_is_right_where_it_is_greedy() {
         let document = Document::target("a".into(), " b".into());
-        assert_eq!(document.value(Metric::Acc, &[scored(-0.1)]), 0.0);
-        assert_eq!(document.value(Metric::Perplexity, &[scored(-0.1)]), -0.1);
-        let greedy = Scored { is_greedy: true, ..scored(-9.0) };
-        assert_eq!(document.value(Metric::Acc, &[greedy]), 1.0);
+        assert_eq!(value(&document, Metric::Acc, &[scored(-0.1, false)]), 0.0);
+        assert_eq!(value(&document, Metric::Perplexity, &[scored(-0.1, false)]), -0.1);
+        assert_eq!(value(&document, Metric::Acc, &[scored(-9.0, true)]), 1.0);
+    }
+
+    #[test]
+    fn a_text_counts_words_and_bytes_of_the_original() {
+        let document = Document::text("it's é".into(), "it 's é");
+        let point = |metric| document.value(metric, &[scored(-6.0, false)], Compat::Current);
+        assert_eq!(point(Metric::WordPerplexity), Point { value: -6.0, weight: 3.0 });
+        assert_eq!(point(Metric::BitsPerByte), Point { value: -6.0, weight: 8.0 });
+    }
+
+    #[test]
+    fn what_is_said_is_compared_without_case_and_punctuation() {
+        let document = Document::spoken("Q".into(), &["\n"], 9, vec!["J.R.R. Tolkien".into()]);
+        let said = |text: &str, compat| {
+            document.value(Metric::ExactMatch, &[Answer::Text(text.into())], compat).value
+        };
+        assert_eq!(said(" jrr tolkien ", Compat::Current), 1.0);
+        assert_eq!(said(" jrr tolkien ", Compat::NoBos), 0.0);
+        assert_eq!(said(" jrr  tolkien", Compat::Current), 0.0);
+    }
+
+    #[test]
+    fn text_in_front_reaches_every_context() {
+        let document = Document::contexts(vec!["a".into(), "b".into()], "c", 0).after("x ");
+        let contexts = [Request::likelihood("x a", " c"), Request::likelihood("x b", " c")];
+        assert_eq!(document.requests(), contexts);
     }
 }

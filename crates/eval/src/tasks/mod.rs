@@ -9,15 +9,19 @@ mod arc;
 mod document;
 mod fields;
 mod lambada;
+mod group;
 mod piqa;
+mod prepare;
 
 use std::path::PathBuf;
 
 pub use arc::Arc;
 pub use document::Document;
 pub use fields::Malformed;
+pub use group::Group;
 pub use lambada::Lambada;
 pub use piqa::Piqa;
+pub use prepare::{Asked, Chosen, Limit, Prepared, Shots, prepare};
 use relufy_data::Record;
 
 use crate::metrics::Metric;
@@ -28,6 +32,11 @@ pub trait Task: Send + Sync {
     /// The name in results; lm-evaluation-harness's where it is one of its tasks.
     fn name(&self) -> &str;
 
+    /// A shorter name within its group.
+    fn alias(&self) -> Option<&str> {
+        None
+    }
+
     /// Version of the prompt and metrics, as the harness counts it.
     fn version(&self) -> f64 {
         1.0
@@ -36,10 +45,33 @@ pub trait Task: Send + Sync {
     /// Where the records are.
     fn source(&self) -> Source;
 
+    /// Where examples in front of a question come from, and which are taken.
+    fn shots(&self) -> Shots {
+        Shots::None
+    }
+
+    /// What stands in front of everything.
+    fn description(&self) -> String {
+        String::new()
+    }
+
     /// What is measured, the main metric first.
     fn metrics(&self) -> &'static [Metric];
 
-    /// The requests that one record becomes.
+    /// What is done to answers before they are judged, by the harness's name.
+    fn filter(&self) -> &'static str {
+        "none"
+    }
+
+    /// The record as the task sees it: the harness's `process_docs`, which adds fields.
+    ///
+    /// # Errors
+    /// A field that is missing or makes no sense.
+    fn process(&self, record: Record) -> std::result::Result<Record, Malformed> {
+        Ok(record)
+    }
+
+    /// The requests that one (processed) record becomes, without examples.
     ///
     /// # Errors
     /// A field that is missing or makes no sense.

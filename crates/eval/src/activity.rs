@@ -1,0 +1,82 @@
+//! How many activations were not zero: counted per token row in the passes that score, and
+//! summed per document, so that a density has a confidence interval over documents.
+//!
+//! A document's activity is that of its requests' tokens as if each request ran alone:
+//! contexts and all continuation tokens but the last, which is only predicted. However the
+//! work is shared between requests, the numbers are the same.
+
+use relufy_spec::flops::{Densities, SiteDensities};
+use relufy_spec::{DecoderSpec, Site};
+use serde::{Deserialize, Serialize};
+
+/// Non-zeros at each layer's sites over some tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Activity {
+    /// Tokens that entered the model.
+    pub tokens: u64,
+    /// Non-zeros, `[layers][sites in the order of Site::ALL]`.
+    pub nonzero: Vec<[u64; 4]>,
+}
+
+impl Activity {
+    /// Of no token, in a model of so many layers.
+    pub fn new(layers: usize) -> Activity {
+        Activity { tokens: 0, nonzero: vec![[0; 4]; layers] }
+    }
+
+    /// Adds non-zeros at a site.
+    pub(crate) fn count(&mut self, layer: usize, site: Site, nonzero: u64) {
+        if let Some(sites) = self.nonzero.get_mut(layer) {
+            sites[place(site)] += nonzero;
+        }
+    }
+
+    /// Adds another's counts.
+    pub fn add(&mut self, other: &Activity) {
+        self.tokens += other.tokens;
+        for (mine, theirs) in self.nonzero.iter_mut().flatten().zip(other.nonzero.iter().flatten())
+        {
+            *mine += theirs;
+        }
+    }
+
+    /// Shares of non-zeros; NaN of no token.
+    pub fn densities(&self, spec: &DecoderSpec) -> Densities {
+        let layers = self
+            .nonzero
+            .iter()
+            .zip(widths(spec))
+            .map(|(nonzero, widths)| {
+                let share = |site: Site| {
+                    let at = place(site);
+                    nonzero[at] as f64 / (self.tokens * widths[at] as u64) as f64
+                };
+                SiteDensities {
+                    qkv: share(Site::QkvIn),
+                    o: share(Site::OIn),
+                    up: share(Site::UpIn),
+                    down: share(Site::DownIn),
+                }
+            })
+            .collect();
+        Densities { layers }
+    }
+
+    /// Non-zeros and elements at a site, over all layers.
+    pub(crate) fn site(&self, spec: &DecoderSpec, site: Site) -> (u64, u64) {
+        let at = place(site);
+        let nonzero = self.nonzero.iter().map(|sites| sites[at]).sum();
+        let width: usize = widths(spec).map(|widths| widths[at]).sum();
+        (nonzero, self.tokens * width as u64)
+    }
+}
+
+/// How many elements a token has at each layer's sites, in the order of `Site::ALL`.
+fn widths(spec: &DecoderSpec) -> impl Iterator<Item = [usize; 4]> + '_ {
+    spec.layers.iter().map(|layer| Site::ALL.map(|site| layer.width_at(site, spec.hidden)))
+}
+
+fn place(site: Site) -> usize {
+    Site::ALL.iter().position(|candidate| *candidate == site).unwrap_or(0)
+}
