@@ -5,6 +5,9 @@
 //! contexts and all continuation tokens but the last, which is only predicted. However the
 //! work is shared between requests, the numbers are the same.
 
+use std::ops::Range;
+
+use relufy_model::{Point, Side, Tap, Want};
 use relufy_spec::flops::{Densities, SiteDensities};
 use relufy_spec::{DecoderSpec, Site};
 use serde::{Deserialize, Serialize};
@@ -69,6 +72,49 @@ impl Activity {
         let nonzero = self.nonzero.iter().map(|sites| sites[at]).sum();
         let width: usize = widths(spec).map(|widths| widths[at]).sum();
         (nonzero, self.tokens * width as u64)
+    }
+}
+
+/// Counts the non-zeros of a pass, each run of token rows for its owner.
+pub(crate) struct RowTap {
+    /// Runs of rows, and the index of whose activity they are.
+    rows: Vec<(Range<usize>, usize)>,
+    activities: Vec<Activity>,
+}
+
+impl RowTap {
+    /// For so many owners, in a model of so many layers.
+    pub(crate) fn new(layers: usize, owners: usize) -> RowTap {
+        RowTap { rows: Vec::new(), activities: vec![Activity::new(layers); owners] }
+    }
+
+    /// A pass begins: owners with their numbers of tokens, in the order of its rows.
+    pub(crate) fn begin(&mut self, parts: impl IntoIterator<Item = (usize, usize)>) {
+        self.rows.clear();
+        let mut end = 0;
+        for (owner, tokens) in parts {
+            self.rows.push((end..end + tokens, owner));
+            self.activities[owner].tokens += tokens as u64;
+            end += tokens;
+        }
+    }
+
+    /// An owner's activity so far.
+    pub(crate) fn of(&self, owner: usize) -> &Activity {
+        &self.activities[owner]
+    }
+}
+
+impl Tap for RowTap {
+    fn want(&self, point: Point) -> Want {
+        if point.side == Side::At { Want::NonzeroRows } else { Want::Nothing }
+    }
+
+    fn nonzero_rows(&mut self, point: Point, nonzero: &[u32], _width: usize) {
+        for (rows, owner) in &self.rows {
+            let sum = nonzero[rows.clone()].iter().map(|&count| u64::from(count)).sum();
+            self.activities[*owner].count(point.layer, point.site, sum);
+        }
     }
 }
 

@@ -132,7 +132,7 @@ impl<'a> Session<'a> {
             }
             Ok(())
         })?;
-        self.generate(prompts, &mut |request, text, activity| {
+        self.generate(&prompts, &mut |request, text, activity| {
             open.said(request, text, activity, done)?;
             progress.advance(1);
             Ok(())

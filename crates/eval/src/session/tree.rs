@@ -48,6 +48,32 @@ impl Tree {
         std::iter::successors(Some(leaf), |node| self.nodes[*node].parent)
     }
 
+    /// Ranges of nodes that are computed together: at most `budget` tokens, or one node.
+    pub(super) fn passes(&self, budget: usize) -> Vec<Range<usize>> {
+        let (mut passes, mut start, mut tokens) = (Vec::new(), 0, 0);
+        for (index, node) in self.nodes.iter().enumerate() {
+            if index > start && tokens + node.at.len() > budget {
+                passes.push(start..index);
+                (start, tokens) = (index, 0);
+            }
+            tokens += node.at.len();
+        }
+        if start < self.nodes.len() {
+            passes.push(start..self.nodes.len());
+        }
+        passes
+    }
+
+    /// How many tokens' keys and values are held at once at most, in passes of `budget`:
+    /// those of a pass and all in front of its first node.
+    pub(super) fn rows(&self, budget: usize) -> usize {
+        let tokens = |pass: Range<usize>| {
+            let before = self.nodes[pass.start].at.start;
+            before + self.nodes[pass].iter().map(|node| node.at.len()).sum::<usize>()
+        };
+        self.passes(budget).into_iter().map(tokens).max().unwrap_or(0)
+    }
+
     /// Adds sorted sequences whose first `depth` tokens stand in `parent`'s path, and of
     /// which the first `same` are known to be the same.
     fn grow(
@@ -147,6 +173,15 @@ mod tests {
         };
         let all = [(2, 8), (2, 9), (3, 8), (3, 9)].map(|(question, choice)| sequence(question, choice));
         assert_eq!(check(&all).nodes.len(), 1 + 2 + 4);
+    }
+
+    #[test]
+    fn passes_hold_the_budget_or_one_node() {
+        let tree = check(&[vec![1; 3], vec![2; 9], vec![3], vec![4; 4], vec![5; 4]]);
+        assert_eq!(tree.passes(8), [0..1, 1..2, 2..4, 4..5]);
+        assert_eq!(tree.rows(8), 9);
+        let nothing = Tree::new(&[]);
+        assert_eq!((nothing.passes(8).len(), nothing.rows(8)), (0, 0));
     }
 
     proptest! {
