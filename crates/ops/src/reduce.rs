@@ -35,14 +35,23 @@ pub fn count_nonzero(t: &Tensor) -> Result<u64> {
 /// How many elements of each row of a `[n, width]` tensor are not exactly 0.
 ///
 /// # Errors
-/// As [`sum_of_squares`], or not two dimensions.
-pub fn count_nonzero_rows(t: &Tensor) -> Result<Vec<u64>> {
+/// As [`sum_of_squares`], not two dimensions, or rows too long for counts of 32 bits.
+pub fn count_nonzero_rows(t: &Tensor) -> Result<Vec<u32>> {
     let (rows, width) = dims2(t, OP, "t")?;
-    if width == 0 {
-        return Ok(vec![0; rows]);
+    if u32::try_from(width).is_err() {
+        let what = format!("rows of {width} elements");
+        return Err(Error::Unsupported { op: OP, what });
     }
-    let data = view(t, OP)?;
-    Ok(data.par_chunks(width).with_min_len(64).map(nonzeros).collect())
+    let mut counts = vec![0; rows];
+    if width > 0 {
+        let data = view(t, OP)?;
+        let rows_of_task = (CHUNK / width).max(1);
+        counts
+            .par_chunks_mut(rows_of_task)
+            .zip(data.par_chunks(rows_of_task * width))
+            .for_each(|(counts, data)| row_nonzeros(data, width, counts));
+    }
+    Ok(counts)
 }
 
 /// How many elements of each column of a `[n, width]` tensor are not exactly 0: a column of zeros
@@ -159,9 +168,20 @@ fn squares(data: &[f32]) -> f64 {
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 fn nonzeros(data: &[f32]) -> u64 {
     // Blocks short enough for counts of 32 bits, which vectorise twice as wide.
-    data.chunks(1 << 20)
-        .map(|block| u64::from(block.iter().map(|&x| u32::from(x != 0.0)).sum::<u32>()))
-        .sum()
+    data.chunks(1 << 20).map(|block| u64::from(short_nonzeros(block))).sum()
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+fn row_nonzeros(data: &[f32], width: usize, counts: &mut [u32]) {
+    for (count, row) in counts.iter_mut().zip(data.chunks_exact(width)) {
+        *count = short_nonzeros(row);
+    }
+}
+
+/// Of fewer than 2^32 elements.
+#[inline(always)]
+fn short_nonzeros(data: &[f32]) -> u32 {
+    data.iter().map(|&x| u32::from(x != 0.0)).sum()
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
@@ -235,8 +255,8 @@ mod tests {
             .collect();
         let t = tensor(&x).reshape((rows, width)).unwrap();
         let count = |cells: &mut dyn Iterator<Item = usize>| cells.filter(|&c| x[c] != 0.0).count();
-        let by_row: Vec<u64> =
-            (0..rows).map(|r| count(&mut (r * width..(r + 1) * width)) as u64).collect();
+        let by_row: Vec<u32> =
+            (0..rows).map(|r| count(&mut (r * width..(r + 1) * width)) as u32).collect();
         let by_column: Vec<u64> =
             (0..width).map(|c| count(&mut (0..rows).map(|r| r * width + c)) as u64).collect();
         assert_eq!(count_nonzero_rows(&t).unwrap(), by_row);

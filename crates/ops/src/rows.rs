@@ -48,6 +48,26 @@ pub fn scatter(x: &Tensor, cols: Range<usize>, target: &Tensor, rows: &[usize]) 
     })
 }
 
+/// Moves runs of rows within `t` `[n, width]`: each (from, to, number) after the one before it.
+/// What a run leaves behind keeps its content until another comes there.
+///
+/// # Errors
+/// Rows that `t` does not have.
+pub fn relocate(t: &Tensor, moves: &[(usize, usize, usize)]) -> Result<()> {
+    const OP: &str = "rows::relocate";
+    let (n, width) = dims2(t, OP, "t")?;
+    for &(from, to, len) in moves {
+        for start in [from, to] {
+            ensure_range(&(start..start.saturating_add(len)), n, OP, "rows")?;
+        }
+    }
+    write_f32(t, OP, |data| {
+        for &(from, to, len) in moves {
+            data.copy_within(from * width..(from + len) * width, to * width);
+        }
+    })
+}
+
 fn check_rows(op: &'static str, rows: &[usize], len: usize) -> Result<()> {
     match rows.iter().find(|row| **row >= len) {
         Some(&row) => Err(Error::Range { op, what: "rows", range: row..row + 1, len }),
@@ -72,5 +92,16 @@ mod tests {
         assert!(scatter(&x, 1..3, &cache, &[5, 0, 2]).is_err());
         assert!(scatter(&x, 1..4, &cache, &[4, 0, 2]).is_err());
         assert!(gather(&cache, &[5]).is_err());
+    }
+
+    #[test]
+    fn runs_move_one_after_the_other() {
+        let x = Tensor::arange(0f32, 12., &Device::Cpu).unwrap().reshape((6, 2)).unwrap();
+        // The second reads rows that the first has written over; overlap is no harm.
+        relocate(&x, &[(2, 0, 3), (1, 4, 2)]).unwrap();
+        let found = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(found, [4., 5., 6., 7., 8., 9., 6., 7., 6., 7., 8., 9.]);
+        assert!(relocate(&x, &[(0, 4, 3)]).is_err());
+        assert!(relocate(&x, &[(usize::MAX, 0, 2)]).is_err());
     }
 }

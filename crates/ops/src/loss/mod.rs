@@ -16,7 +16,7 @@ use std::ops::Range;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-pub use self::score::{TokenScore, logits, score_tokens};
+pub use self::score::{TokenScore, greedy_tokens, logits, score_tokens};
 use crate::buffer::{
     Accum, Dest, View, dims2, ensure_distinct, ensure_range, ensure_shape, from_vec, view,
     write_f32,

@@ -133,14 +133,39 @@ fn sum_exp(row: &[f32], factor: f32, max: f32) -> f32 {
     fold(lanes)
 }
 
-/// The log-probability of the target, and whether it is the first of the largest logits.
+/// What softmax needs of a row of logits.
+#[derive(Clone, Copy)]
+pub(super) struct Summary {
+    /// The largest logit.
+    pub(super) max: f32,
+    /// The logarithm of the sum of exponentials.
+    pub(super) lse: f32,
+}
+
+/// Adjusts a row of products, and sums it up.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
-pub(super) fn score(row: &mut [f32], by: Adjust<'_>, target: usize) -> (f32, bool) {
+pub(super) fn summarise(row: &mut [f32], by: Adjust<'_>) -> Summary {
     let max = adjust(row, by);
-    let lse = max + sum_exp(row, 1.0, max).ln();
-    let at = row[target];
-    let beaten = row[..target].iter().any(|&x| x >= at) || row[target..].iter().any(|&x| x > at);
-    (at - lse, !beaten)
+    Summary { max, lse: max + sum_exp(row, 1.0, max).ln() }
+}
+
+/// The index of the first largest element; `None` for an empty row and one that holds a NaN.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
+pub(super) fn first_largest(row: &mut [f32], by: Adjust<'_>) -> Option<usize> {
+    let max = adjust(row, by);
+    // No early exit: a plain count vectorises.
+    let nans = row.iter().map(|x| u32::from(x.is_nan())).sum::<u32>();
+    if nans > 0 { None } else { find(row, max) }
+}
+
+/// The index of the first element that equals `x`.
+#[inline(always)]
+pub(super) fn find(row: &[f32], x: f32) -> Option<usize> {
+    let (chunks, _) = row.as_chunks::<LANES>();
+    // A chunk at a time, whose comparisons vectorise.
+    let there = |chunk: &[f32; LANES]| chunk.iter().fold(false, |hit, y| hit | (*y == x));
+    let from = chunks.iter().position(there).unwrap_or(chunks.len()) * LANES;
+    row[from..].iter().position(|y| *y == x).map(|at| from + at)
 }
 
 /// `sums[c] += sum over rows of cells[first + c]`, rows `width` apart, in their order.

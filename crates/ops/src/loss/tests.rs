@@ -259,24 +259,46 @@ fn scores_agree_with_the_logits() {
         let rows = all.to_vec2::<f32>().unwrap();
         let first_argmax = |row: &[f32]| {
             let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            row.iter().position(|&x| x == max).unwrap() as i64
+            row.iter().position(|&x| x == max).unwrap() as u32
         };
-        let targets: Vec<i64> = (0..300)
-            .map(|i| match i % 3 {
-                0 => IGNORE,
-                1 => first_argmax(&rows[i]),
-                _ => i as i64 % 40,
+        // Rows in any order, some often, some never.
+        let wanted: Vec<(u32, u32)> = (0..900u32)
+            .map(|i| (i * 7 % 300, i))
+            .filter(|(row, _)| row % 5 != 0)
+            .map(|(row, i)| match i % 3 {
+                0 => (row, first_argmax(&rows[row as usize])),
+                _ => (row, i % 40),
             })
             .collect();
-        let scores = score_tokens(&h, &head, &targets).unwrap();
-        for (i, (score, &target)) in scores.iter().zip(&targets).enumerate() {
-            if target == IGNORE {
-                assert_eq!(*score, TokenScore { logprob: 0.0, greedy: true });
-                continue;
-            }
-            assert!((f64::from(score.logprob) - probabilities[i][target as usize]).abs() < 3e-6);
-            assert_eq!(score.greedy, target == first_argmax(&rows[i]));
+        let scores = score_tokens(&h, &head, &wanted).unwrap();
+        assert_eq!(scores.len(), wanted.len());
+        for (score, &(row, token)) in scores.iter().zip(&wanted) {
+            let expected = probabilities[row as usize][token as usize];
+            assert!((f64::from(score.logprob) - expected).abs() < 3e-6);
+            assert_eq!(score.greedy, token == first_argmax(&rows[row as usize]));
         }
+        let greedy = greedy_tokens(&h, &head).unwrap();
+        let expected: Vec<_> = rows.iter().map(|row| Some(first_argmax(row))).collect();
+        assert_eq!(greedy, expected);
+        assert!(score_tokens(&h, &head, &[]).unwrap().is_empty());
+    }
+}
+
+/// A row's chunk and its neighbours in it change the blocks of the products, so rows are compared
+/// bit for bit where the same rows are wanted.
+#[test]
+fn more_tokens_of_a_row_change_no_bit() {
+    let rng = &mut ChaCha8Rng::seed_from_u64(12);
+    let (h, weight) = (random(rng, &[60, 24]), random(rng, &[1000, 24]));
+    let head = Head { weight: &weight, bias: None, softcap: None };
+    let one: Vec<(u32, u32)> = (0..60).step_by(2).map(|row| (row, row * 3)).collect();
+    let more: Vec<(u32, u32)> =
+        one.iter().rev().flat_map(|&(row, token)| [(row, 999), (row, token), (row, 0)]).collect();
+    let (alone, together) =
+        (score_tokens(&h, &head, &one).unwrap(), score_tokens(&h, &head, &more).unwrap());
+    for (alone, together) in alone.iter().rev().zip(together.iter().skip(1).step_by(3)) {
+        assert_eq!(alone.logprob.to_bits(), together.logprob.to_bits());
+        assert_eq!(alone.greedy, together.greedy);
     }
 }
 
@@ -285,9 +307,33 @@ fn of_equal_logits_the_first_is_greedy() {
     let h = Tensor::ones((3, 1), DType::F32, &Device::Cpu).unwrap();
     let weight = Tensor::new(&[[0f32], [2.], [1.], [2.]], &Device::Cpu).unwrap();
     let head = Head { weight: &weight, bias: None, softcap: None };
-    let greedy: Vec<bool> =
-        score_tokens(&h, &head, &[1, 3, 0]).unwrap().iter().map(|s| s.greedy).collect();
-    assert_eq!(greedy, [true, false, false]);
+    let scores = score_tokens(&h, &head, &[(0, 1), (1, 3), (2, 0), (1, 1)]).unwrap();
+    assert_eq!(scores.iter().map(|s| s.greedy).collect::<Vec<_>>(), [true, false, false, true]);
+    assert_eq!(greedy_tokens(&h, &head).unwrap(), [Some(1); 3]);
+    // The same in every lane and past the last whole chunk of them.
+    for (first, rows) in [(0, 40), (15, 16), (17, 33), (39, 40)] {
+        let weight: Vec<f32> = (0..rows).map(|i| if i < first { -1.0 } else { 2.0 }).collect();
+        let weight = Tensor::from_vec(weight, (rows, 1), &Device::Cpu).unwrap();
+        let head = Head { weight: &weight, bias: None, softcap: None };
+        let expected = Some(first as u32).filter(|_| first < rows);
+        assert_eq!(greedy_tokens(&h, &head).unwrap(), [expected; 3]);
+    }
+    let broken = (h * f64::NAN).unwrap();
+    assert_eq!(greedy_tokens(&broken, &head).unwrap(), [None; 3]);
+}
+
+#[test]
+fn what_cannot_be_scored_is_an_error() {
+    let rng = &mut ChaCha8Rng::seed_from_u64(10);
+    let (h, weight) = (random(rng, &[4, 3]), random(rng, &[6, 3]));
+    let head = Head { weight: &weight, bias: None, softcap: None };
+    let found = score_tokens(&h, &head, &[(0, 5), (4, 0)]);
+    assert!(matches!(found, Err(Error::Range { what: "rows", len: 4, .. })), "{found:?}");
+    let found = score_tokens(&h, &head, &[(0, 5), (3, 6)]);
+    assert!(
+        matches!(found, Err(Error::TokenOutOfRange { index: 1, id: 6, rows: 6, .. })),
+        "{found:?}"
+    );
 }
 
 #[test]
