@@ -13,7 +13,7 @@ use relufy_spec::{DecoderSpec, Position};
 use crate::block::Saved;
 use crate::layer::{LayerPlan, NormPlan, inverse_frequencies, norm_plan};
 use crate::params::empty_layout;
-use crate::{Error, KvCache, LayerParam, ParamId, Params, Result, Tap, Tokens};
+use crate::{Error, KvRows, LayerParam, ParamId, Params, Result, Tap, Tokens};
 
 /// A decoder that runs.
 pub struct Decoder {
@@ -84,22 +84,26 @@ impl Decoder {
     }
 
     /// As [`Decoder::hidden`], with earlier tokens in a cache: `tokens` come from
-    /// [`KvCache::extend`].
+    /// [`KvCache::extend`](crate::KvCache::extend) or
+    /// [`KvTree::announced`](crate::KvTree::announced).
     ///
     /// # Errors
     /// As [`Decoder::hidden`]; tokens that the cache was not told of.
     pub fn hidden_cached(
         &self,
         tokens: &Tokens,
-        cache: &mut KvCache,
+        cache: &mut impl AsMut<KvRows>,
         tap: &mut dyn Tap,
     ) -> Result<Tensor> {
+        let cache = cache.as_mut();
         if cache.pending() != tokens.len() {
             let (announced, given) = (cache.pending(), tokens.len());
             let why = format!("the cache was told of {announced} tokens, not of {given}");
             return Err(Error::Invalid(why));
         }
-        self.infer(tokens, Some(cache), tap)
+        let hidden = self.infer(tokens, Some(cache), tap)?;
+        cache.passed();
+        Ok(hidden)
     }
 
     /// The logits `[rows, vocab]` of hidden states.
@@ -110,15 +114,26 @@ impl Decoder {
         Ok(loss::logits(hidden, &self.head()?)?)
     }
 
-    /// The log-probability of a target token a row, without the whole logits in memory.
+    /// The log-probabilities of `wanted` pairs of a row and a token, in their order, without
+    /// the whole logits in memory. Rows that are not named cost nothing, others are multiplied
+    /// by the head once.
     ///
     /// # Errors
-    /// A target outside the vocabulary.
-    pub fn score(&self, hidden: &Tensor, targets: &[i64]) -> Result<Vec<TokenScore>> {
-        Ok(loss::score_tokens(hidden, &self.head()?, targets)?)
+    /// A row that `hidden` does not have, a token outside the vocabulary.
+    pub fn score(&self, hidden: &Tensor, wanted: &[(u32, u32)]) -> Result<Vec<TokenScore>> {
+        Ok(loss::score_tokens(hidden, &self.head()?, wanted)?)
     }
 
-    fn infer(&self, tokens: &Tokens, cache: Option<&KvCache>, tap: &mut dyn Tap) -> Result<Tensor> {
+    /// The first of the most likely tokens after each row, without the whole logits in memory;
+    /// `None` where a logit is no number.
+    ///
+    /// # Errors
+    /// A wrong shape.
+    pub fn greedy(&self, hidden: &Tensor) -> Result<Vec<Option<u32>>> {
+        Ok(loss::greedy_tokens(hidden, &self.head()?)?)
+    }
+
+    fn infer(&self, tokens: &Tokens, cache: Option<&KvRows>, tap: &mut dyn Tap) -> Result<Tensor> {
         let rope = self.prepare(tokens)?;
         let mut x = self.embed(tokens)?;
         for n in 0..self.layers.len() {

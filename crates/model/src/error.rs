@@ -136,6 +136,16 @@ pub enum Error {
         /// The model's limit.
         max: usize,
     },
+    /// More tokens than a cache has rows for.
+    #[error("no room for {wanted} more tokens: {used} of the cache's {rows} rows are in use")]
+    CacheFull {
+        /// Tokens that were to be added.
+        wanted: usize,
+        /// Rows that hold tokens.
+        used: usize,
+        /// All rows.
+        rows: usize,
+    },
     /// A token id without an embedding.
     #[error("token id {id} is outside the vocabulary of {vocab}")]
     TokenOutOfRange {

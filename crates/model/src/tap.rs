@@ -39,6 +39,8 @@ pub enum Want {
     Nothing,
     /// How many elements are not zero.
     Nonzero,
+    /// How many elements of each token are not zero.
+    NonzeroRows,
     /// How many elements fall between successive edges (ascending); one count below the
     /// first edge and one from the last on, so `edges + 1` counts.
     Histogram(Arc<[f32]>),
@@ -57,6 +59,12 @@ pub trait Tap {
     /// The answer to [`Want::Nonzero`].
     fn nonzero(&mut self, point: Point, nonzero: u64, total: u64) {
         let _ = (point, nonzero, total);
+    }
+
+    /// The answer to [`Want::NonzeroRows`]: a count for each token of the pass, out of `width`
+    /// elements.
+    fn nonzero_rows(&mut self, point: Point, nonzero: &[u32], width: usize) {
+        let _ = (point, nonzero, width);
     }
 
     /// The answer to [`Want::Histogram`].
@@ -86,6 +94,11 @@ pub(crate) fn show(tap: &mut dyn Tap, point: Point, values: &Tensor) -> Result<(
         Want::Nothing => {}
         Want::Nonzero => {
             tap.nonzero(point, reduce::count_nonzero(values)?, values.elem_count() as u64);
+        }
+        Want::NonzeroRows => {
+            let counts = reduce::count_nonzero_rows(values)?;
+            let width = values.elem_count().checked_div(counts.len()).unwrap_or(0);
+            tap.nonzero_rows(point, &counts, width);
         }
         Want::Histogram(edges) => tap.histogram(point, &reduce::histogram(values, &edges)?),
         Want::Values => tap.values(point, values)?,

@@ -11,7 +11,7 @@ use relufy_spec::{Position, Site};
 use super::{BackwardPass, apply};
 use crate::layer::{LayerPlan, NormPlan, rope_pairs};
 use crate::tap::show;
-use crate::{Decoder, KvCache, LayerParam, ParamId, Point, Result, Side, Tap, Tokens};
+use crate::{Decoder, KvRows, LayerParam, ParamId, Point, Result, Side, Tap, Tokens};
 
 /// What attention's backward pass reads.
 pub(super) struct SavedAttention {
@@ -32,7 +32,7 @@ impl Decoder {
         input: Tensor,
         tokens: &Tokens,
         rope: Option<&RopeTable>,
-        cache: Option<&KvCache>,
+        cache: Option<&KvRows>,
         tap: &mut dyn Tap,
     ) -> Result<(Tensor, SavedAttention)> {
         let plan = &self.layers[n];

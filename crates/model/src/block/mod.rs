@@ -21,7 +21,7 @@ use crate::decoder::add_into;
 use crate::layer::Joins;
 use crate::tap::{Want, show};
 use crate::{
-    Decoder, Error, Gradients, KvCache, LayerParam, NoTap, ParamId, Point, Result, Side, Tap,
+    Decoder, Error, Gradients, KvRows, LayerParam, NoTap, ParamId, Point, Result, Side, Tap,
     Tokens,
 };
 use attention::SavedAttention;
@@ -81,7 +81,7 @@ impl Decoder {
         x: Tensor,
         tokens: &Tokens,
         rope: Option<&RopeTable>,
-        cache: Option<&KvCache>,
+        cache: Option<&KvRows>,
         tap: &mut dyn Tap,
     ) -> Result<(Tensor, SavedBlock)> {
         let plan = &self.layers[n];

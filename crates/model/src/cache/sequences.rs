@@ -1,26 +1,15 @@
-//! Keys and values of tokens already seen, so that the next token costs one pass over itself.
+//! Sequences side by side that grow at their ends, each in rows of its own.
 
-use candle_core::{DType, Tensor};
 use relufy_ops::attention::Segment;
-use relufy_ops::rows;
 
+use super::KvRows;
 use crate::{Decoder, Error, Result, Tokens};
 
 /// The keys and values of several sequences.
 pub struct KvCache {
-    layers: Vec<LayerCache>,
+    rows: KvRows,
     capacity: usize,
     lengths: Vec<usize>,
-    /// The cache row of each token that was announced and not stored yet.
-    pending: Vec<usize>,
-}
-
-/// `[sequences * capacity, kv_width]` each.
-struct LayerCache {
-    keys: Tensor,
-    values: Tensor,
-    q_width: usize,
-    kv_width: usize,
 }
 
 impl KvCache {
@@ -33,18 +22,8 @@ impl KvCache {
         if capacity > spec.max_positions {
             return Err(Error::SequenceTooLong { len: capacity, max: spec.max_positions });
         }
-        let layers = spec
-            .layers
-            .iter()
-            .map(|layer| {
-                let (q_width, kv_width) = (layer.attention.q_width(), layer.attention.kv_width());
-                let zeros = || {
-                    Tensor::zeros((sequences * capacity, kv_width), DType::F32, decoder.device())
-                };
-                Ok(LayerCache { keys: zeros()?, values: zeros()?, q_width, kv_width })
-            })
-            .collect::<Result<_>>()?;
-        Ok(KvCache { layers, capacity, lengths: vec![0; sequences], pending: Vec::new() })
+        let rows = KvRows::new(decoder, sequences * capacity)?;
+        Ok(KvCache { rows, capacity, lengths: vec![0; sequences] })
     }
 
     /// How many tokens a sequence has.
@@ -93,24 +72,13 @@ impl KvCache {
             lengths[*sequence] = after;
         }
         self.lengths = lengths;
-        self.pending = pending;
+        self.rows.announce(pending);
         Ok(tokens)
     }
+}
 
-    /// Stores the keys and values of the announced tokens, columns of packed `qkv`, and
-    /// gives the whole cache of the layer.
-    pub(crate) fn store(&self, layer: usize, qkv: &Tensor) -> Result<(&Tensor, &Tensor)> {
-        let cache = self
-            .layers
-            .get(layer)
-            .ok_or_else(|| Error::Invalid(format!("the cache has no layer {layer}")))?;
-        let (q, kv) = (cache.q_width, cache.kv_width);
-        rows::scatter(qkv, q..q + kv, &cache.keys, &self.pending)?;
-        rows::scatter(qkv, q + kv..q + 2 * kv, &cache.values, &self.pending)?;
-        Ok((&cache.keys, &cache.values))
-    }
-
-    pub(crate) fn pending(&self) -> usize {
-        self.pending.len()
+impl AsMut<KvRows> for KvCache {
+    fn as_mut(&mut self) -> &mut KvRows {
+        &mut self.rows
     }
 }
