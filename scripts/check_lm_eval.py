@@ -243,7 +243,8 @@ def main() -> None:
             out = (args.keep or Path(scratch) / "ours") / f"{number}-{model.name}"
             ours = run_relufy(args, model, out)
             print(f"{model.name}, limit {args.limit}, {args.num_fewshot or 0}-shot")
-            print(COLUMNS.format("task", "docs", "out", "requests", "worst dll", "greedy", "differ", "relufy / harness"))
+            print(COLUMNS.format("task", "docs", "out", "requests", "worst dll", "greedy", "differ",
+                                 "relufy / harness"))
             for task in args.tasks.split(","):
                 theirs = run_harness(args, model, task, args.reference or Path(scratch) / "theirs")
                 for found in compare(ours, theirs):

@@ -119,8 +119,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     special = {key: token["content"] if isinstance(token, dict) else token
                for key in SPECIAL_TOKENS if (token := settings.get(key))}
     file = str(folder / "tokenizer.json")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=file, clean_up_tokenization_spaces=settings.get("clean_up_tokenization_spaces", False), **special)
+    clean_up = settings.get("clean_up_tokenization_spaces", False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=file, clean_up_tokenization_spaces=clean_up, **special)
     plain = tokenizers.Tokenizer.from_file(file)
     for text in PROBES:
         if tokenizer.encode(text) != plain.encode(text).ids:
@@ -194,7 +194,8 @@ def evaluate(lm: HFLM, names: list[str], limit: int | None, num_fewshot: int | N
                 samples[name] = [i for i in range(count) if i not in excluded.get(name, ())]
         results = evaluator.simple_evaluate(
             model=lm, tasks=names, num_fewshot=num_fewshot, batch_size=lm.batch_size, device=str(lm.device),
-            limit=None if samples else limit, samples=samples, bootstrap_iters=bootstrap_iters, log_samples=True, task_manager=task_manager())
+            limit=None if samples else limit, samples=samples, bootstrap_iters=bootstrap_iters, log_samples=True,
+            task_manager=task_manager())
     results["config"].update(model="hf", model_args={"pretrained": lm.pretrained, "dtype": "float32"}, limit=limit)
     results["excluded"] = excluded
     return results
