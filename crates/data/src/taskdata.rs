@@ -11,6 +11,39 @@ use crate::{Error, Hub, Progress, Result};
 /// One record of a task.
 pub type Record = Map<String, Value>;
 
+/// The records of a split, in order, and the files that they come from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Split {
+    /// The records.
+    pub records: Vec<Record>,
+    /// The files, each with how many of the records it holds.
+    pub files: Vec<(PathBuf, usize)>,
+}
+
+impl Split {
+    /// The file that record `index` comes from, and the record's number in it, from 1.
+    pub fn place(&self, index: usize) -> (&Path, usize) {
+        let mut first = 0;
+        for (file, records) in &self.files {
+            if index < first + records {
+                return (file, index - first + 1);
+            }
+            first += records;
+        }
+        (Path::new(""), index + 1)
+    }
+
+    fn read(files: impl IntoIterator<Item = PathBuf>) -> Result<Split> {
+        let mut split = Split::default();
+        for file in files {
+            let before = split.records.len();
+            read(&file, &mut split.records)?;
+            split.files.push((file, split.records.len() - before));
+        }
+        Ok(split)
+    }
+}
+
 /// Where task files come from.
 #[derive(Clone, Debug)]
 pub enum TaskData {
@@ -48,16 +81,12 @@ impl TaskData {
         config: &str,
         split: &str,
         progress: &dyn Progress,
-    ) -> Result<Vec<Record>> {
+    ) -> Result<Split> {
         let files = match self {
             TaskData::Local(root) => local_files(root, repo, config, split)?,
             TaskData::Hub(hub) => hub_files(hub, repo, config, split, progress)?,
         };
-        let mut records = Vec::new();
-        for file in files {
-            read(&file, &mut records)?;
-        }
-        Ok(records)
+        Split::read(files)
     }
 
     /// The splits of a local task, sorted; `None` for the hub, where asking costs requests.
@@ -87,10 +116,8 @@ impl TaskData {
 ///
 /// # Errors
 /// [`Error::Record`] naming file and record, [`Error::Io`].
-pub fn load_file(file: &Path) -> Result<Vec<Record>> {
-    let mut records = Vec::new();
-    read(file, &mut records)?;
-    Ok(records)
+pub fn load_file(file: &Path) -> Result<Split> {
+    Split::read([file.to_path_buf()])
 }
 
 fn local_files(root: &Path, repo: &str, config: &str, split: &str) -> Result<Vec<PathBuf>> {

@@ -22,12 +22,33 @@ pub enum Error {
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
     /// No task of that name.
-    #[error("unknown task `{name}`; known: {known}")]
+    #[error("unknown task `{name}`; {known}")]
     UnknownTask {
         /// What was asked for.
         name: String,
-        /// The names that exist.
+        /// The names that resemble it, or those that exist.
         known: String,
+    },
+    /// The records of a task.
+    #[error("task `{task}`: {source}")]
+    TaskData {
+        /// The task.
+        task: String,
+        /// What is wrong with them.
+        source: relufy_data::Error,
+    },
+    /// More examples than there are records.
+    #[error("task `{task}`: {wanted} examples are to be taken, but {source_name} has {found}")]
+    TooFewExamples {
+        /// The task.
+        task: String,
+        /// The file they would come from.
+        source_name: String,
+        /// How many are drawn: one more than are shown where the record asked may be among
+        /// them.
+        wanted: usize,
+        /// How many there are.
+        found: usize,
     },
     /// Two tasks or corpora that would share a name in results.
     #[error("`{name}` is asked for twice")]
@@ -110,10 +131,32 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A folder without a result.
-    #[error("{} holds no results.json", path.display())]
+    #[error("{} holds no results_*.json", path.display())]
     NoResults {
         /// The folder.
         path: PathBuf,
+    },
+    /// A line of a file of samples that is none.
+    #[error("{}: line {line}: {why}", path.display())]
+    Sample {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Two results that cannot be compared document by document.
+    #[error("`{task}` of {run} and of {baseline} cannot be compared: {why}")]
+    Unpaired {
+        /// The task.
+        task: String,
+        /// A run's name.
+        run: String,
+        /// The baseline's name.
+        baseline: String,
+        /// Why not.
+        why: String,
     },
     /// A result that cannot be written as JSON.
     #[error("cannot write the result: {0}")]

@@ -7,7 +7,7 @@ use crate::request::Compat;
 pub(crate) fn stripped(text: &str, compat: Compat) -> &str {
     match compat {
         Compat::Current => python::strip(text),
-        Compat::NoBos => text.trim_start_matches(python::is_space),
+        Compat::NoBos => python::strip_start(text),
     }
 }
 

@@ -288,8 +288,8 @@ fn dataset_files_feed_corpora_and_tasks() {
     assert!(documents(&SourceConfig::new("hub://org/data/c.jsonl"), &online).is_err());
 
     let load = |hub: &Hub, config: &str| {
-        let records = TaskData::hub(hub.clone()).load_split("org/data", config, "test", &Silent)?;
-        Ok::<_, Error>(records.iter().map(|r| r["text"].to_string()).collect::<String>())
+        let split = TaskData::hub(hub.clone()).load_split("org/data", config, "test", &Silent)?;
+        Ok::<_, Error>(split.records.iter().map(|r| r["text"].to_string()).collect::<String>())
     };
     assert_eq!(load(&online, "easy").unwrap(), "\"x\"\"y\"");
     assert_eq!(load(&online, "hard").unwrap(), "\"z\"");

@@ -17,7 +17,7 @@ fn real_tasks_are_complete() {
         ("Rowan/hellaswag", "default", "validation", 10042, "endings"),
         ("cais/mmlu", "anatomy", "dev", 5, "answer"),
     ] {
-        let records = data.load_split(repo, config, split, &Silent).unwrap();
+        let records = data.load_split(repo, config, split, &Silent).unwrap().records;
         assert_eq!(records.len(), count, "{repo}");
         assert!(records.iter().all(|record| record.contains_key(field)), "{repo}");
     }
@@ -33,11 +33,13 @@ fn parquet_is_read_and_trouble_is_named() {
     std::fs::write(config.join("test.parquet"), parquet(&["a", "b"])).unwrap();
     std::fs::write(config.join("dev.jsonl"), "{\"a\": 1}\n{\"a\": }\n").unwrap();
     let data = TaskData::local(folder.path());
-    let records = data.load_split("org/task", "main", "test", &Silent).unwrap();
+    let split = data.load_split("org/task", "main", "test", &Silent).unwrap();
     assert_eq!(
-        serde_json::to_string(&records).unwrap(),
+        serde_json::to_string(&split.records).unwrap(),
         r#"[{"text":"a","n":0},{"text":"b","n":1}]"#
     );
+    let file = config.join("test.parquet");
+    assert_eq!((split.place(1), &split.files[..]), ((&*file, 2), &[(file.clone(), 2)][..]));
     let error = data.load_split("org/task", "main", "dev", &Silent).unwrap_err().to_string();
     assert!(error.contains("dev.jsonl") && error.contains("line 2"), "{error}");
     let error = data.load_split("org/task", "main", "train", &Silent).unwrap_err();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use relufy_data::Record;
 
 use super::fields::{Malformed, object, text, texts};
-use super::{Document, Source, Task};
+use super::{Document, Shots, Source, Task};
 use crate::metrics::Metric;
 
 /// `arc_easy`, `arc_challenge`, or a file in their schema: `question`, `choices.text`,
@@ -47,27 +47,40 @@ impl Task for Arc {
         self.source.clone()
     }
 
+    fn shots(&self) -> Shots {
+        // A file of one's own has no other split than itself.
+        let apart = matches!(self.source, Source::File(_));
+        Shots::Drawn { split: "train", apart }
+    }
+
     fn metrics(&self) -> &'static [Metric] {
         &[Metric::Acc, Metric::AccNorm]
     }
 
     fn document(&self, record: &Record) -> Result<Document, Malformed> {
-        let question = text(record, "question")?;
-        let choices = object(record, "choices")?;
-        let (answers, labels) = (texts(choices, "text")?, texts(choices, "label")?);
-        if answers.len() != labels.len() {
-            return Err(Malformed(format!(
-                "field `choices`: {} texts but {} labels",
-                answers.len(),
-                labels.len()
-            )));
-        }
-        let key = text(record, "answerKey")?;
-        let gold = labels.iter().position(|label| *label == key).ok_or_else(|| {
-            Malformed(format!("field `answerKey`: `{key}` is none of {}", labels.join(", ")))
-        })?;
-        Ok(Document::choice(format!("Question: {question}\nAnswer:"), &answers, gold))
+        let context = format!("Question: {}\nAnswer:", text(record, "question")?);
+        let (answers, gold) = choices(record, |key| key)?;
+        Ok(Document::choice(context, &answers, gold))
     }
+}
+
+/// The texts in `choices` and which of them is right: the one whose label is `answerKey`,
+/// after `clean` has been at it.
+pub(super) fn choices(
+    record: &Record,
+    clean: fn(&str) -> &str,
+) -> Result<(Vec<&str>, usize), Malformed> {
+    let choices = object(record, "choices")?;
+    let (answers, labels) = (texts(choices, "text")?, texts(choices, "label")?);
+    if answers.len() != labels.len() {
+        let (texts, labels) = (answers.len(), labels.len());
+        return Err(Malformed(format!("field `choices`: {texts} texts but {labels} labels")));
+    }
+    let key = clean(text(record, "answerKey")?);
+    let gold = labels.iter().position(|label| *label == key).ok_or_else(|| {
+        Malformed(format!("field `answerKey`: `{key}` is none of {}", labels.join(", ")))
+    })?;
+    Ok((answers, gold))
 }
 
 #[cfg(test)]

@@ -57,11 +57,16 @@ impl Document {
     }
 
     /// A whole text, of which each word and byte is to be predicted. Both are counted in
-    /// `original`, `text` is what the model reads.
+    /// `original`, `text` is what the model reads. Words are the pieces between white space,
+    /// with the empty ones at the ends.
     pub fn text(text: String, original: &str) -> Document {
-        let words = python::split(original).count();
+        let words = python::count_split(original);
         let form = Form::Text { words, bytes: original.len() };
-        Document { requests: vec![Request::Rolling { text: text.clone() }], form, target: text.into() }
+        Document {
+            requests: vec![Request::Rolling { text: text.clone() }],
+            form,
+            target: text.into(),
+        }
     }
 
     /// A question whose answer, greedily decoded, should be one of `aliases` but for case
@@ -96,6 +101,31 @@ impl Document {
             }
         }
         self
+    }
+
+    /// The document with its right answer, as an example in front of another question; empty
+    /// for a text.
+    pub(super) fn example(&self) -> String {
+        let right = match &self.form {
+            Form::Choice { gold, .. } => self.requests.get(*gold),
+            Form::Target | Form::Text { .. } | Form::Spoken { .. } => self.requests.first(),
+        };
+        match (right, &self.form) {
+            // The harness leaves even the delimiters away where there is nothing to say.
+            (Some(Request::Likelihood { context, .. }), _) if self.target == "" => context.clone(),
+            // A target brings its blank, and gets the delimiter all the same.
+            (Some(Request::Likelihood { context, continuation }), Form::Target) => {
+                format!("{context} {continuation}\n\n")
+            }
+            (Some(Request::Likelihood { context, continuation }), _) => {
+                format!("{context}{continuation}\n\n")
+            }
+            (Some(Request::Generate { context, .. }), Form::Spoken { aliases }) => {
+                let said = aliases.first().map_or("", String::as_str);
+                format!("{context} {said}\n\n")
+            }
+            _ => String::new(),
+        }
     }
 
     /// What the model is asked.
@@ -178,10 +208,10 @@ mod tests {
 
     #[test]
     fn a_text_counts_words_and_bytes_of_the_original() {
-        let document = Document::text("it's é".into(), "it 's é");
+        let document = Document::text("it's é".into(), "it 's é\n");
         let point = |metric| document.value(metric, &[scored(-6.0, false)], Compat::Current);
-        assert_eq!(point(Metric::WordPerplexity), Point { value: -6.0, weight: 3.0 });
-        assert_eq!(point(Metric::BitsPerByte), Point { value: -6.0, weight: 8.0 });
+        assert_eq!(point(Metric::WordPerplexity), Point { value: -6.0, weight: 4.0 });
+        assert_eq!(point(Metric::BitsPerByte), Point { value: -6.0, weight: 9.0 });
     }
 
     #[test]
@@ -193,6 +223,19 @@ mod tests {
         assert_eq!(said(" jrr tolkien ", Compat::Current), 1.0);
         assert_eq!(said(" jrr tolkien ", Compat::NoBos), 0.0);
         assert_eq!(said(" jrr  tolkien", Compat::Current), 0.0);
+    }
+
+    #[test]
+    fn examples_end_in_the_right_answer() {
+        let choice = Document::choice("Q:".into(), &["a", "b"], 1);
+        assert_eq!(choice.example(), "Q: b\n\n");
+        let contexts = vec!["x A".into(), "x B".into()];
+        assert_eq!(Document::contexts(contexts.clone(), "end", 1).example(), "x B end\n\n");
+        assert_eq!(Document::contexts(contexts, "", 0).example(), "x A");
+        assert_eq!(Document::target("a".into(), " b".into()).example(), "a  b\n\n");
+        let spoken = Document::spoken("Q:".into(), &["\n"], 9, vec!["a".into(), "b".into()]);
+        assert_eq!(spoken.example(), "Q: a\n\n");
+        assert_eq!(Document::text("a".into(), "a").example(), "");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use relufy_data::Record;
 
 use super::fields::{Malformed, text};
-use super::{Document, Source, Task};
+use super::{Document, Shots, Source, Task};
 use crate::metrics::Metric;
 
 /// `lambada_openai`, or a file in its schema: passages in `text`.
@@ -38,6 +38,11 @@ impl Task for Lambada {
 
     fn source(&self) -> Source {
         self.source.clone()
+    }
+
+    /// From the test split, the only one: an example may be the very passage that is asked.
+    fn shots(&self) -> Shots {
+        Shots::Drawn { split: "test", apart: matches!(self.source, Source::File(_)) }
     }
 
     fn metrics(&self) -> &'static [Metric] {

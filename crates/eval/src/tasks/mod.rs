@@ -6,26 +6,47 @@
 //! are those of lm-evaluation-harness 0.4.13.
 
 mod arc;
+mod boolq;
+mod catalog;
+mod chosen;
 mod document;
+mod examples;
 mod fields;
-mod lambada;
 mod group;
+mod hellaswag;
+mod lambada;
+mod mmlu;
+mod openbookqa;
 mod piqa;
 mod prepare;
+mod sciq;
+mod triviaqa;
+mod wikitext;
+mod winogrande;
 
 use std::path::PathBuf;
 
 pub use arc::Arc;
+pub use boolq::BoolQ;
+pub use catalog::{Found, SETS, all, find, groups};
+pub use chosen::{Chosen, Limit, Samples, read_samples};
 pub use document::Document;
+pub use examples::Shots;
 pub use fields::Malformed;
 pub use group::Group;
+pub use hellaswag::HellaSwag;
 pub use lambada::Lambada;
+pub use mmlu::Mmlu;
+pub use openbookqa::OpenBookQa;
 pub use piqa::Piqa;
-pub use prepare::{Asked, Chosen, Limit, Prepared, Shots, prepare};
+pub use prepare::{Asked, Prepared, prepare};
 use relufy_data::Record;
+pub use sciq::SciQ;
+pub use triviaqa::TriviaQa;
+pub use wikitext::WikiText;
+pub use winogrande::WinoGrande;
 
 use crate::metrics::Metric;
-use crate::{Error, Result};
 
 /// What is asked of a model, and what counts as right.
 pub trait Task: Send + Sync {
@@ -48,6 +69,11 @@ pub trait Task: Send + Sync {
     /// Where examples in front of a question come from, and which are taken.
     fn shots(&self) -> Shots {
         Shots::None
+    }
+
+    /// How many examples stand in front of a question unless told otherwise.
+    fn shots_by_default(&self) -> usize {
+        0
     }
 
     /// What stands in front of everything.
@@ -100,56 +126,5 @@ impl std::fmt::Display for Source {
             Source::Split { repo, config, split } => write!(f, "{repo}/{config}/{split}"),
             Source::File(path) => path.display().fmt(f),
         }
-    }
-}
-
-/// Every task that has a name of its own.
-pub fn all() -> Vec<Box<dyn Task>> {
-    vec![
-        Box::new(Lambada::openai()),
-        Box::new(Arc::easy()),
-        Box::new(Arc::challenge()),
-        Box::new(Piqa),
-    ]
-}
-
-/// The task called `reference`: a name from [`all`]; `NAME=PATH` for a file of
-/// multiple-choice questions in the schema of ai2_arc; `NAME=lambada:PATH` for a file of
-/// passages whose last word is to be found.
-///
-/// # Errors
-/// An unknown name.
-pub fn find(reference: &str) -> Result<Box<dyn Task>> {
-    if let Some((name, path)) = reference.split_once('=') {
-        return Ok(match path.strip_prefix("lambada:") {
-            Some(path) => Box::new(Lambada::file(name, path)),
-            None => Box::new(Arc::file(name, path)),
-        });
-    }
-    let tasks = all();
-    let known = tasks.iter().map(|task| task.name().to_owned()).collect::<Vec<_>>().join(", ");
-    tasks
-        .into_iter()
-        .find(|task| task.name() == reference)
-        .ok_or_else(|| Error::UnknownTask { name: reference.to_owned(), known })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_found_and_unknown_ones_refused() {
-        for task in all() {
-            assert_eq!(find(task.name()).unwrap().name(), task.name());
-        }
-        let error = find("arc_eazy").err().unwrap().to_string();
-        assert!(error.contains("arc_eazy") && error.contains("arc_easy"), "{error}");
-        let facts = find("facts=world/facts.jsonl").unwrap();
-        assert_eq!(facts.name(), "facts");
-        assert_eq!(facts.source(), Source::File("world/facts.jsonl".into()));
-        let cloze = find("cloze=lambada:world/passages.jsonl").unwrap();
-        assert_eq!(cloze.source(), Source::File("world/passages.jsonl".into()));
-        assert_eq!(cloze.metrics(), Lambada::openai().metrics());
     }
 }

@@ -1,51 +1,12 @@
 //! From a task's files to the documents that are asked: which records, and with which
 //! examples in front of them.
 
+use relufy_data::taskdata::{self, Split};
 use relufy_data::{Progress, Record, TaskData};
-use serde::{Deserialize, Serialize};
 
-use super::{Document, Source, Task};
+use super::examples::Examples;
+use super::{Chosen, Document, Source, Task};
 use crate::{Error, Result};
-
-/// Which documents of each task are asked, and how.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Chosen {
-    /// Only so many of each task.
-    pub limit: Option<Limit>,
-    /// Examples in front of each question; `None`: the task's own number, which is 0.
-    pub shots: Option<usize>,
-}
-
-/// Only the first documents of a task.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Limit {
-    /// So many.
-    Count(usize),
-    /// This share of the split, rounded up.
-    Share(f64),
-}
-
-impl Limit {
-    /// How many of `documents`.
-    pub fn of(self, documents: usize) -> usize {
-        match self {
-            Limit::Count(count) => count.min(documents),
-            Limit::Share(share) => ((share * documents as f64).ceil() as usize).min(documents),
-        }
-    }
-}
-
-/// Where examples come from, and which are taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shots {
-    /// The task has no split to draw from.
-    None,
-    /// The first of this split.
-    First(&'static str),
-    /// Drawn from this split, with Python's random numbers.
-    Drawn(&'static str),
-}
 
 /// A document as it is asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,35 +33,56 @@ pub struct Prepared {
 /// Loads a task's records and makes documents of those that are chosen.
 ///
 /// # Errors
-/// A missing split; a record without what the task needs, by task, file and number.
+/// A missing split; a record without what the task needs, by task, file and number; fewer
+/// examples than are wanted.
 pub fn prepare(
     task: &dyn Task,
     data: &TaskData,
     chosen: &Chosen,
     progress: &dyn Progress,
 ) -> Result<Prepared> {
-    let source = task.source();
-    let records = match &source {
-        Source::Split { repo, config, split } => data.load_split(repo, config, split, progress)?,
-        Source::File(path) => relufy_data::taskdata::load_file(path)?,
-    };
-    let split_documents = records.len();
-    let kept = chosen.limit.map_or(split_documents, |limit| limit.of(split_documents));
-    let documents = records
+    let split = load(task, &task.source(), data, progress)?;
+    let ids = chosen.ids(task.name(), split.records.len())?;
+    let shots = chosen.shots.unwrap_or(task.shots_by_default());
+    let mut examples = Examples::new(task, &split, data, shots, chosen.fewshot_seed, progress)?;
+    let description = task.description();
+    let documents = ids
         .into_iter()
-        .take(kept)
-        .enumerate()
-        .map(|(id, record)| {
-            let record = task.process(record);
-            let made = record.and_then(|record| Ok((task.document(&record)?, record)));
-            let (document, record) = made.map_err(|why| Error::Record {
-                task: task.name().into(),
-                source_name: source.to_string(),
-                record: id + 1,
-                why: why.to_string(),
-            })?;
+        .map(|id| {
+            let (record, document) = made(task, &split, id)?;
+            let document = document.after(&(description.clone() + &examples.before(&record)?));
             Ok(Asked { id, record, document })
         })
         .collect::<Result<_>>()?;
-    Ok(Prepared { documents, split_documents, shots: 0 })
+    Ok(Prepared { documents, split_documents: split.records.len(), shots })
+}
+
+/// The records of `source`, for `task`.
+pub(super) fn load(
+    task: &dyn Task,
+    source: &Source,
+    data: &TaskData,
+    progress: &dyn Progress,
+) -> Result<Split> {
+    let split = match source {
+        Source::Split { repo, config, split } => data.load_split(repo, config, split, progress),
+        Source::File(path) => taskdata::load_file(path),
+    };
+    split.map_err(|source| Error::TaskData { task: task.name().into(), source })
+}
+
+/// Record `index` of a split as the task sees it, and its document.
+pub(super) fn made(task: &dyn Task, split: &Split, index: usize) -> Result<(Record, Document)> {
+    let record = split.records.get(index).cloned().unwrap_or_default();
+    let made = task.process(record).and_then(|record| Ok((task.document(&record)?, record)));
+    let (document, record) = made.map_err(|why| {
+        let (file, record) = split.place(index);
+        Error::Record {
+            task: task.name().into(),
+            source_name: file.display().to_string(),
+            record,
+            why: why.to_string(),
+        }
+    })?;
+    Ok((record, document))
 }
