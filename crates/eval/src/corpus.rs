@@ -8,10 +8,12 @@
 
 use relufy_data::corpus::SourceConfig;
 use relufy_data::{Hub, Progress};
+use serde_json::{Map, Value, json};
 
 use crate::activity::Activity;
 use crate::metrics::{Estimate, Metric};
 use crate::request::Scorable;
+use crate::results::Spread;
 use crate::session::Session;
 use crate::{Error, Result};
 
@@ -33,7 +35,7 @@ pub struct Corpus {
 }
 
 /// What a corpus says about a model.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CorpusScore {
     /// Documents read.
     pub documents: usize,
@@ -45,11 +47,17 @@ pub struct CorpusScore {
     pub bytes: u64,
     /// Natural logarithm of the text's probability.
     pub logprob: f64,
-    /// Of all tokens that entered the model.
-    pub activity: Activity,
+    /// Of all tokens that entered the model, document by document.
+    pub(crate) spread: Spread,
 }
 
 impl CorpusScore {
+    /// Of nothing, by a model of so many layers.
+    fn empty(layers: usize) -> CorpusScore {
+        let spread = Spread::new(layers);
+        CorpusScore { documents: 0, windows: 0, tokens: 0, bytes: 0, logprob: 0.0, spread }
+    }
+
     /// Perplexity a token, and bits a byte. Neighbouring tokens are not independent, so
     /// no standard error is claimed.
     pub fn metrics(&self) -> [(Metric, Estimate); 2] {
@@ -64,6 +72,20 @@ impl Corpus {
     /// A corpus by name and source, in windows of the session's length.
     pub fn new(name: impl Into<String>, source: SourceConfig) -> Corpus {
         Corpus { name: name.into(), source, sequence_length: None, max_tokens: None }
+    }
+
+    /// The corpus in the words of the harness's task files.
+    pub(crate) fn config(&self) -> Map<String, Value> {
+        let config = json!({
+            "task": self.name, "dataset_path": self.source.path,
+            "output_type": "loglikelihood_rolling",
+            "metric_list": [
+                { "metric": "perplexity", "aggregation": "perplexity", "higher_is_better": false },
+                { "metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": false },
+            ],
+            "metadata": { "sequence_length": self.sequence_length, "max_tokens": self.max_tokens },
+        });
+        config.as_object().cloned().unwrap_or_default()
     }
 
     /// Scores the corpus. `progress` advances by one a window.
@@ -85,8 +107,7 @@ impl Corpus {
                 found: window.to_string(),
             });
         }
-        let layers = session.decoder().spec().layers.len();
-        let mut score = CorpusScore { activity: Activity::new(layers), ..Default::default() };
+        let mut score = CorpusScore::empty(session.decoder().spec().layers.len());
         let mut texts: Vec<String> = Vec::new();
         let mut bytes = 0;
         let mut documents = relufy_data::corpus::documents(&self.source, hub)?.fuse();
@@ -132,8 +153,8 @@ impl Corpus {
             .map(|ids| tokenizer.prefix_token().into_iter().chain(ids).collect())
             .collect();
         let full = |tokens: u64| self.max_tokens.is_some_and(|limit| tokens >= limit);
-        let mut scorables: Vec<Scorable> = Vec::new();
-        for (ids, text) in documents.iter().zip(texts) {
+        let (mut scorables, mut owners): (Vec<Scorable>, Vec<usize>) = (Vec::new(), Vec::new());
+        for (document, (ids, text)) in documents.iter().zip(texts).enumerate() {
             if full(score.tokens) {
                 break;
             }
@@ -146,6 +167,7 @@ impl Corpus {
                 end += scorable.continuation;
                 score.tokens += scorable.continuation as u64;
                 scorables.push(scorable);
+                owners.push(document);
             }
             score.bytes += match ids.get(1..end) {
                 // Cut short: the bytes of the tokens that were predicted.
@@ -156,11 +178,15 @@ impl Corpus {
             };
         }
         score.windows += scorables.len();
-        session.score_windows(scorables, &mut |scored, activity| {
+        let spec = session.decoder().spec();
+        let mut activities = vec![Activity::new(spec.layers.len()); documents.len()];
+        session.score_windows(scorables, &mut |window, scored, activity| {
             score.logprob += scored.logprob;
-            score.activity.add(activity);
+            activities[owners[window]].add(activity);
             progress.advance(1);
         })?;
+        let read = activities.iter().filter(|activity| activity.tokens > 0);
+        read.for_each(|activity| score.spread.add(activity, spec));
         Ok(full(score.tokens))
     }
 }
@@ -192,14 +218,8 @@ mod tests {
 
     #[test]
     fn a_uniform_model_over_bytes_has_eight_bits() {
-        let score = CorpusScore {
-            documents: 1,
-            windows: 1,
-            tokens: 100,
-            bytes: 100,
-            logprob: -100.0 * 256f64.ln(),
-            activity: Activity::default(),
-        };
+        let logprob = -100.0 * 256f64.ln();
+        let score = CorpusScore { tokens: 100, bytes: 100, logprob, ..CorpusScore::empty(1) };
         let [(_, perplexity), (_, bits)] = score.metrics();
         assert!((perplexity.value - 256.0).abs() < 1e-9 && (bits.value - 8.0).abs() < 1e-12);
     }

@@ -6,13 +6,15 @@ use std::time::Instant;
 use relufy_data::{Hub, Progress, TaskData};
 use relufy_spec::flops::{Densities, FlopsReport};
 
-use crate::activity::Activity;
 use crate::bootstrap;
 use crate::cache::Cache;
 use crate::corpus::Corpus;
 use crate::metrics::{Estimate, Metric, Point};
 use crate::request::Request;
-use crate::results::{Excluded, ModelInfo, RunResult, Sample, TaskResult, TaskSamples};
+use crate::results::{
+    Excluded, ModelInfo, RunResult, Sample, Settings, Spread, TaskResult, TaskSamples,
+    TokenizerInfo, task_config,
+};
 use crate::session::{Answer, Answered, Session};
 use crate::tasks::{Chosen, Document, Group, Prepared, Task};
 use crate::{Error, Result};
@@ -63,33 +65,35 @@ pub fn evaluate(
     progress: &dyn Progress,
 ) -> Result<Evaluation> {
     check_names(suite)?;
-    let started = Instant::now();
+    suite.chosen.check(&suite.tasks)?;
+    let (started, settings) = (Instant::now(), Settings::now());
     let spec = session.decoder().spec();
-    let mut total = Activity::new(spec.layers.len());
+    let mut total = Spread::new(spec.layers.len());
     let (mut tasks, mut samples) = (Vec::new(), Vec::new());
     for task in &suite.tasks {
         let prepared = crate::tasks::prepare(task.as_ref(), inputs.tasks, &suite.chosen, progress)?;
         let (result, asked) = run_task(session, task.as_ref(), prepared, cache, progress)?;
-        asked.samples.iter().for_each(|sample| total.add(&sample.activity));
+        asked.samples.iter().for_each(|sample| total.add(&sample.activity, spec));
         tasks.push(result);
         samples.push(asked);
     }
     for corpus in &suite.corpora {
         tasks.push(run_corpus(session, corpus, inputs, &mut total, progress)?);
     }
-    let densities = total.densities(spec);
+    let densities = total.total.densities(spec);
     let result = RunResult {
-        format: RunResult::FORMAT,
         relufy: env!("CARGO_PKG_VERSION").into(),
         compat: session.rules().compat,
         model,
         max_length: session.max_length(),
+        settings,
+        tokenizer: TokenizerInfo::of(session.tokenizer()),
         limit: suite.chosen.limit,
         groups: suite.groups.iter().filter_map(|group| group.result(&tasks)).collect(),
         tasks,
         flops: FlopsReport::new(spec, &densities),
         flops_dense: FlopsReport::new(spec, &Densities::dense(spec.layers.len())),
-        densities: densities.into(),
+        densities: total.report(spec),
         seconds: started.elapsed().as_secs_f64(),
     };
     Ok(Evaluation { result, samples })
@@ -123,6 +127,7 @@ fn run_task(
     progress: &dyn Progress,
 ) -> Result<(TaskResult, TaskSamples)> {
     let compat = session.rules().compat;
+    let config = task_config(task, &prepared);
     let requests: usize =
         prepared.documents.iter().map(|asked| asked.document.requests().len()).sum();
     let started = Instant::now();
@@ -157,8 +162,9 @@ fn run_task(
             why,
         });
     }
-    let mut activity = Activity::new(session.decoder().spec().layers.len());
-    samples.iter().for_each(|sample| activity.add(&sample.activity));
+    let spec = session.decoder().spec();
+    let mut spread = Spread::new(spec.layers.len());
+    samples.iter().for_each(|sample| spread.add(&sample.activity, spec));
     let result = TaskResult {
         name: task.name().into(),
         alias: task.alias().map(str::to_owned),
@@ -169,11 +175,12 @@ fn run_task(
         split_documents: prepared.split_documents,
         documents: samples.len(),
         requests,
-        tokens: activity.tokens,
+        tokens: spread.total.tokens,
         excluded,
         metrics,
-        densities: Some(activity.densities(session.decoder().spec()).mean()),
+        densities: Some(spread.total.densities(spec).mean()),
         seconds,
+        config,
     };
     Ok((result, TaskSamples { task: task.name().into(), filter: task.filter(), samples }))
 }
@@ -220,14 +227,14 @@ fn run_corpus(
     session: &Session<'_>,
     corpus: &Corpus,
     inputs: &Inputs<'_>,
-    total: &mut Activity,
+    total: &mut Spread,
     progress: &dyn Progress,
 ) -> Result<TaskResult> {
     let started = Instant::now();
     progress.start(&format!("{} (windows)", corpus.name), None);
     let score = corpus.score(session, inputs.hub, progress)?;
     progress.finish();
-    total.add(&score.activity);
+    total.merge(&score.spread);
     Ok(TaskResult {
         name: corpus.name.clone(),
         alias: None,
@@ -241,7 +248,8 @@ fn run_corpus(
         tokens: score.tokens,
         excluded: Vec::new(),
         metrics: score.metrics().into_iter().collect(),
-        densities: Some(score.activity.densities(session.decoder().spec()).mean()),
+        densities: Some(score.spread.total.densities(session.decoder().spec()).mean()),
         seconds: started.elapsed().as_secs_f64(),
+        config: corpus.config(),
     })
 }

@@ -30,7 +30,7 @@ pub use evaluate::{Evaluation, Inputs, Suite, evaluate};
 pub use metrics::{Estimate, Metric, Point};
 pub use request::{Compat, Encoded, Exclusion, Request, Rules, Scorable, encode};
 pub use results::{
-    DensityReport, Excluded, FILE, GroupResult, ModelInfo, RunResult, Sample, TaskResult,
-    TaskSamples,
+    DensityError, DensityReport, Excluded, GroupResult, ModelInfo, RunResult, Sample, Saved,
+    Settings, TaskResult, TaskSamples, TokenizerInfo,
 };
 pub use session::{Answer, Answered, Scored, Session, SessionOptions};

@@ -140,16 +140,16 @@ impl<'a> Session<'a> {
         Ok(open.finish())
     }
 
-    /// Scores windows of running text; `each` hears of each in any order.
+    /// Scores windows of running text; `each` hears of each by its index, in any order.
     pub(crate) fn score_windows(
         &self,
         windows: Vec<Scorable>,
-        each: &mut dyn FnMut(Scored, &Activity),
+        each: &mut dyn FnMut(usize, Scored, &Activity),
     ) -> Result<()> {
         let job = |(request, scorable)| Job { request, scorable };
         let jobs: Vec<Job> = windows.into_iter().enumerate().map(job).collect();
-        self.score(&jobs, &mut |_, scored, activity| {
-            each(scored, activity);
+        self.score(&jobs, &mut |job, scored, activity| {
+            each(job.request, scored, activity);
             Ok(())
         })
     }

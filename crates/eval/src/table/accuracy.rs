@@ -201,58 +201,18 @@ impl Unit {
 #[cfg(test)]
 mod tests {
     use relufy_spec::Stage;
-    use relufy_spec::flops::{FlopsReport, SiteDensities};
 
     use super::*;
-    use crate::results::{DensityReport, ModelInfo, TaskResult};
+    use crate::results::example;
     use crate::table::Format;
 
     fn run(name: &str, stage: Stage, tokens_trained: u64, tasks: &[(&str, f64)]) -> RunResult {
-        let flops = |scale: f64| FlopsReport {
-            blocks: scale * 1e6,
-            with_head: scale * 1.5e6,
-            paper_compat: scale * 1.4e6,
+        let accuracy = |(name, value): &(&str, f64)| {
+            example::task(name, &[(Metric::Acc, *value, Some(0.04))])
         };
-        let task = |name: &str, metrics: Vec<(Metric, f64, Option<f64>)>| TaskResult {
-            name: name.into(),
-            version: Some(1.0),
-            source: format!("{name}.jsonl"),
-            documents: 100,
-            requests: 400,
-            tokens: 9000,
-            excluded: Vec::new(),
-            metrics: metrics
-                .into_iter()
-                .map(|(metric, value, stderr)| (metric, Estimate { value, stderr }))
-                .collect(),
-            seconds: 1.0,
-        };
-        let mut results: Vec<TaskResult> = tasks
-            .iter()
-            .map(|(name, value)| task(name, vec![(Metric::Acc, *value, Some(0.04))]))
-            .collect();
-        results.push(task("held_out", vec![(Metric::Perplexity, 12.345, None)]));
-        RunResult {
-            format: RunResult::FORMAT,
-            relufy: "0".into(),
-            model: ModelInfo {
-                name: name.into(),
-                revision: None,
-                family: "llama".into(),
-                stage,
-                parameters: 2_000_000,
-                tokens_trained,
-            },
-            max_length: 256,
-            limit: None,
-            tasks: results,
-            densities: DensityReport {
-                mean: SiteDensities { qkv: 0.5, o: 1.0, up: 1.0 / 3.0, down: 0.049 },
-                layers: Vec::new(),
-            },
-            flops: flops(0.5),
-            flops_dense: flops(1.0),
-        }
+        let held_out = example::task("held_out", &[(Metric::Perplexity, 12.345, None)]);
+        let tasks = tasks.iter().map(accuracy).chain([held_out]).collect();
+        example::run(name, stage, tokens_trained, tasks)
     }
 
     #[test]

@@ -2,10 +2,12 @@
 
 mod accuracy;
 mod grid;
+mod harness;
 mod paper;
 mod render;
 
 pub use accuracy::accuracy_vs_flops;
 pub use grid::{Align, Cell, Column, Grid};
+pub use harness::harness_table;
 pub use paper::{PAPER_ROWS, PaperModel, PaperRow, paper_flops};
 pub use render::Format;

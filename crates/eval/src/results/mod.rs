@@ -1,29 +1,39 @@
-//! What an evaluation found, as it is written to `results.json` and read back by tables.
+//! What an evaluation found: in memory here, and in the files of lm-evaluation-harness in
+//! the modules below.
+
+mod config;
+#[cfg(test)]
+pub(crate) mod example;
+mod file;
+mod folder;
+mod interval;
+mod pyjson;
+mod samples;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
+pub use config::{Settings, TokenizerInfo};
+pub(crate) use config::task_config;
+pub use folder::Saved;
+pub(crate) use interval::Spread;
+pub use interval::{DensityError, DensityReport};
+pub(crate) use pyjson::float as python_float;
 use relufy_model::Checkpoint;
 use relufy_spec::Stage;
-use relufy_spec::flops::{Densities, FlopsReport, SiteDensities};
+use relufy_spec::flops::{FlopsReport, SiteDensities};
+pub(crate) use samples::{Judged, read_samples};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::activity::Activity;
 use crate::metrics::{Estimate, Metric, Point};
 use crate::request::{Compat, Exclusion};
 use crate::session::Answer;
 use crate::tasks::{Asked, Limit};
-use crate::{Error, Result};
-
-/// The file in a run's folder.
-pub const FILE: &str = "results.json";
 
 /// What an evaluation found.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RunResult {
-    /// Version of this layout: [`RunResult::FORMAT`].
-    pub format: u32,
     /// Version of the program that evaluated.
     pub relufy: String,
     /// The harness release whose rules were followed.
@@ -32,8 +42,11 @@ pub struct RunResult {
     pub model: ModelInfo,
     /// Longest input in tokens.
     pub max_length: usize,
+    /// How it was asked for.
+    pub settings: Settings,
+    /// The tokenizer's special tokens.
+    pub tokenizer: TokenizerInfo,
     /// Only so many documents of each task were asked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<Limit>,
     /// Tasks, then corpora, in the order asked for.
     pub tasks: Vec<TaskResult>,
@@ -69,16 +82,13 @@ pub struct ModelInfo {
 }
 
 /// One task or corpus.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TaskResult {
     /// Its name.
     pub name: String,
     /// A shorter name within its group.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alias: Option<String>,
     /// Version of the task; `None` for a corpus.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<f64>,
     /// Where the text came from.
     pub source: String,
@@ -99,20 +109,19 @@ pub struct TaskResult {
     /// What was measured.
     pub metrics: BTreeMap<Metric, Estimate>,
     /// Non-zeros in the mean over the layers, on this task's tokens.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub densities: Option<SiteDensities>,
     /// Time for tokenising and scoring, without loading and metrics.
     pub seconds: f64,
+    /// The task as the harness describes it (`configs`), as far as that says something here.
+    pub config: Map<String, Value>,
 }
 
 /// The mean of a group's tasks.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct GroupResult {
     /// Its name.
     pub name: String,
     /// A shorter name within its own group.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alias: Option<String>,
     /// Version of the group.
     pub version: f64,
@@ -165,69 +174,14 @@ pub struct Excluded {
     pub reason: Exclusion,
 }
 
-/// The share of non-zero elements in what each site's matrices read.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DensityReport {
-    /// Over all layers.
-    pub mean: SiteDensities,
-    /// For each layer.
-    pub layers: Vec<SiteDensities>,
-}
-
 impl RunResult {
-    /// The layout that this version writes and reads.
-    pub const FORMAT: u32 = 2;
-
-    /// Writes `results.json` into `folder`, which is made if it is missing, in one piece or
-    /// not at all.
-    ///
-    /// # Errors
-    /// The file system's.
-    pub fn write(&self, folder: &Path) -> Result<PathBuf> {
-        std::fs::create_dir_all(folder)
-            .map_err(|source| Error::Write { path: folder.to_path_buf(), source })?;
-        let path = folder.join(FILE);
-        let mut text = serde_json::to_string_pretty(self)?;
-        text.push('\n');
-        relufy_model::checkpoint::write_atomic(&path, text.as_bytes())?;
-        Ok(path)
-    }
-
-    /// Reads a result: the file, or the folder that holds it.
-    ///
-    /// # Errors
-    /// No such file, or one that is no result of this layout.
-    pub fn read(path: &Path) -> Result<RunResult> {
-        let file = if path.is_dir() { path.join(FILE) } else { path.to_path_buf() };
-        if path.is_dir() && !file.exists() {
-            return Err(Error::NoResults { path: path.to_path_buf() });
-        }
-        let path = file;
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| Error::Read { path: path.clone(), source })?;
-        let result: RunResult = serde_json::from_str(&text)
-            .map_err(|source| Error::Results { path: path.clone(), source })?;
-        if result.format == RunResult::FORMAT {
-            return Ok(result);
-        }
-        Err(Error::Setting {
-            what: "format of the result",
-            expected: RunResult::FORMAT.to_string(),
-            found: result.format.to_string(),
-        })
-    }
+    /// The layout of the `relufication` section that this version writes and reads.
+    pub const FORMAT: u32 = 3;
 
     /// The value of `metric` in the task called `task`.
     pub fn metric(&self, task: &str, metric: Metric) -> Option<Estimate> {
         let task = self.tasks.iter().find(|candidate| candidate.name == task)?;
         task.metrics.get(&metric).copied()
-    }
-}
-
-impl From<Densities> for DensityReport {
-    fn from(densities: Densities) -> DensityReport {
-        DensityReport { mean: densities.mean(), layers: densities.layers }
     }
 }
 
@@ -244,21 +198,5 @@ impl ModelInfo {
             parameters: config.spec.parameter_count(),
             tokens_trained: relufication.map_or(0, |record| record.tokens_trained),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_no_result_is_refused_by_name() {
-        let folder = tempfile::tempdir().unwrap();
-        let why = || RunResult::read(folder.path()).unwrap_err().to_string();
-        assert!(why().contains("holds no results.json"), "{}", why());
-        std::fs::write(folder.path().join(FILE), "{\"format\": 1}").unwrap();
-        assert!(why().contains("no evaluation result: missing field"), "{}", why());
-        let missing = RunResult::read(&folder.path().join("other.json")).unwrap_err();
-        assert!(missing.to_string().contains("cannot read"), "{missing}");
     }
 }

@@ -1,0 +1,492 @@
+//! `results_*.json`: the harness's keys, nesting and order, and a `relufication` section with
+//! what the harness does not measure.
+//!
+//! What we cannot know (versions of Python packages, git hashes of the harness) is null.
+
+use std::collections::BTreeMap;
+
+use relufy_spec::flops::{FlopsReport, SiteDensities};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::{
+    DensityReport, Excluded, GroupResult, ModelInfo, RunResult, Settings, TaskResult,
+    TokenizerInfo, pyjson,
+};
+use crate::bootstrap;
+use crate::metrics::{Estimate, Metric};
+use crate::request::Compat;
+use crate::tasks::Limit;
+use crate::{Error, Result};
+
+/// What stands for a number where the harness has none.
+const NOT_APPLICABLE: &str = "N/A";
+
+/// The whole file.
+#[derive(Serialize, Deserialize)]
+struct File {
+    results: Map<String, Value>,
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    groups: Map<String, Value>,
+    group_subtasks: Map<String, Value>,
+    configs: BTreeMap<String, Map<String, Value>>,
+    versions: BTreeMap<String, Value>,
+    #[serde(rename = "n-shot")]
+    n_shot: BTreeMap<String, usize>,
+    higher_is_better: BTreeMap<String, Map<String, Value>>,
+    #[serde(rename = "n-samples")]
+    n_samples: Map<String, Value>,
+    config: Config,
+    git_hash: Option<String>,
+    date: f64,
+    pretty_env_info: Option<String>,
+    transformers_version: Option<String>,
+    lm_eval_version: Option<String>,
+    upper_git_hash: Option<String>,
+    tokenizer_pad_token: (Option<String>, String),
+    tokenizer_eos_token: (Option<String>, String),
+    tokenizer_bos_token: (Option<String>, String),
+    eot_token_id: Option<u32>,
+    max_length: usize,
+    task_hashes: Map<String, Value>,
+    model_source: String,
+    model_name: String,
+    model_name_sanitized: String,
+    system_instruction: Option<String>,
+    system_instruction_sha: Option<String>,
+    fewshot_as_multiturn: bool,
+    chat_template: Option<String>,
+    chat_template_sha: Option<String>,
+    total_evaluation_time_seconds: String,
+    relufication: Value,
+}
+
+/// How the evaluation was asked for.
+#[derive(Serialize, Deserialize)]
+struct Config {
+    model: String,
+    model_args: Map<String, Value>,
+    model_num_parameters: usize,
+    model_dtype: String,
+    model_revision: Option<String>,
+    model_sha: String,
+    batch_size: Value,
+    batch_sizes: Vec<usize>,
+    device: String,
+    use_cache: Option<String>,
+    limit: Option<Limit>,
+    bootstrap_iters: u32,
+    gen_kwargs: Option<Value>,
+    random_seed: Option<u64>,
+    numpy_seed: Option<u64>,
+    torch_seed: Option<u64>,
+    fewshot_seed: Option<u64>,
+}
+
+/// What the harness does not measure.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Relufication {
+    format: u32,
+    relufy: String,
+    compat: Compat,
+    model: ModelInfo,
+    seconds: f64,
+    tokens: u64,
+    densities: DensityReport,
+    flops: FlopsReport,
+    flops_dense: FlopsReport,
+    tasks: Map<String, Value>,
+}
+
+/// The same of one task.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TaskDetails {
+    source: String,
+    requests: usize,
+    tokens: u64,
+    seconds: f64,
+    excluded: Vec<Excluded>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    densities: Option<SiteDensities>,
+}
+
+/// Where a metric stands among others: the harness's tasks list perplexities first.
+pub(super) fn place(metric: Metric) -> (bool, Metric) {
+    (metric.is_accuracy(), metric)
+}
+
+impl RunResult {
+    /// The text of `results_*.json`. `task_hashes` are those of the documents, where these
+    /// are written too.
+    ///
+    /// # Errors
+    /// None in practice: all of it is plain data.
+    pub fn to_json(&self, task_hashes: Map<String, Value>) -> Result<String> {
+        let tasks = self.tasks.iter().map(|task| (task.name.clone(), task_entry(task)));
+        let groups = |groups: Vec<&GroupResult>| -> Map<String, Value> {
+            groups.into_iter().map(|group| (group.name.clone(), group_entry(group))).collect()
+        };
+        let details = |task: &TaskResult| {
+            let details = TaskDetails {
+                source: task.source.clone(),
+                requests: task.requests,
+                tokens: task.tokens,
+                seconds: task.seconds,
+                excluded: task.excluded.clone(),
+                densities: task.densities,
+            };
+            Ok((task.name.clone(), serde_json::to_value(details)?))
+        };
+        let relufication = Relufication {
+            format: RunResult::FORMAT,
+            relufy: self.relufy.clone(),
+            compat: self.compat,
+            model: self.model.clone(),
+            seconds: self.seconds,
+            tokens: self.tasks.iter().map(|task| task.tokens).sum(),
+            densities: self.densities.clone(),
+            flops: self.flops,
+            flops_dense: self.flops_dense,
+            tasks: self.tasks.iter().map(details).collect::<Result<_>>()?,
+        };
+        let subtasks = |group: &GroupResult| (group.name.clone(), json!(group.members));
+        let original = |task: &TaskResult| {
+            let counts = json!({"original": task.split_documents, "effective": task.documents});
+            (task.name.clone(), counts)
+        };
+        let (settings, tokenizer) = (&self.settings, &self.tokenizer);
+        let token = |token: &Option<(String, u32)>| match token {
+            Some((text, id)) => (Some(text.clone()), id.to_string()),
+            None => (None, "None".to_owned()),
+        };
+        let [random_seed, numpy_seed, torch_seed, fewshot_seed] = settings.seeds;
+        let file = File {
+            results: tasks.chain(groups(self.groups_children_first())).collect(),
+            groups: groups(
+                self.groups_children_first()
+                    .into_iter()
+                    .filter(|group| !group.metrics.is_empty())
+                    .collect(),
+            ),
+            group_subtasks: self.groups_parents_first().into_iter().map(subtasks).collect(),
+            configs: self
+                .tasks
+                .iter()
+                .map(|task| (task.name.clone(), task.config.clone()))
+                .collect(),
+            versions: self.versions(),
+            n_shot: self.n_shot(),
+            higher_is_better: self.higher_is_better(),
+            n_samples: self.tasks.iter().map(original).collect(),
+            config: Config {
+                model: "relufy".into(),
+                model_args: settings.model_args.clone(),
+                model_num_parameters: self.model.parameters,
+                model_dtype: "float32".into(),
+                model_revision: self.model.revision.clone(),
+                model_sha: self.model.revision.clone().unwrap_or_default(),
+                batch_size: settings.batch_size.clone(),
+                batch_sizes: Vec::new(),
+                device: settings.device.clone(),
+                use_cache: settings.use_cache.clone(),
+                limit: self.limit,
+                bootstrap_iters: bootstrap::REPLICATES,
+                gen_kwargs: None,
+                random_seed,
+                numpy_seed,
+                torch_seed,
+                fewshot_seed,
+            },
+            git_hash: None,
+            date: settings.date,
+            pretty_env_info: Some(format!(
+                "relufy {} on {} {}, {} threads",
+                self.relufy,
+                std::env::consts::OS,
+                std::env::consts::ARCH,
+                rayon::current_num_threads()
+            )),
+            transformers_version: None,
+            lm_eval_version: None,
+            upper_git_hash: None,
+            tokenizer_pad_token: token(&tokenizer.pad),
+            tokenizer_eos_token: token(&tokenizer.eos),
+            tokenizer_bos_token: token(&tokenizer.bos),
+            eot_token_id: tokenizer.eos.as_ref().map(|(_, id)| *id),
+            max_length: self.max_length,
+            task_hashes,
+            model_source: "relufy".into(),
+            model_name: settings.pretrained.clone().unwrap_or_else(|| self.model.name.clone()),
+            model_name_sanitized: self.sanitized_name(),
+            system_instruction: None,
+            system_instruction_sha: None,
+            fewshot_as_multiturn: false,
+            chat_template: None,
+            chat_template_sha: None,
+            total_evaluation_time_seconds: pyjson::float(self.seconds),
+            relufication: serde_json::to_value(relufication)?,
+        };
+        pyjson::indented(&file)
+    }
+
+    /// Reads what [`RunResult::to_json`] wrote.
+    ///
+    /// # Errors
+    /// What is no such file, or of another version.
+    pub fn from_json(text: &str) -> Result<RunResult> {
+        let mut file: File = serde_json::from_str(text)?;
+        let format = file.relufication.get("format").and_then(Value::as_u64);
+        if let Some(found) = format.filter(|format| *format != u64::from(RunResult::FORMAT)) {
+            return Err(Error::Setting {
+                what: "format of the result",
+                expected: RunResult::FORMAT.to_string(),
+                found: found.to_string(),
+            });
+        }
+        let more: Relufication = serde_json::from_value(std::mem::take(&mut file.relufication))?;
+        let tasks = more
+            .tasks
+            .into_iter()
+            .map(|(name, details)| read_task(&file, name, serde_json::from_value(details)?))
+            .collect::<Result<_>>()?;
+        let groups = file
+            .group_subtasks
+            .iter()
+            .map(|(name, members)| read_group(&file, name, members))
+            .collect::<Result<_>>()?;
+        let token = |(text, id): (Option<String>, String)| Some((text?, id.parse().ok()?));
+        let config = file.config;
+        Ok(RunResult {
+            relufy: more.relufy,
+            compat: more.compat,
+            max_length: file.max_length,
+            settings: Settings {
+                pretrained: Some(file.model_name).filter(|name| *name != more.model.name),
+                model_args: config.model_args,
+                batch_size: config.batch_size,
+                device: config.device,
+                use_cache: config.use_cache,
+                seeds: [
+                    config.random_seed,
+                    config.numpy_seed,
+                    config.torch_seed,
+                    config.fewshot_seed,
+                ],
+                date: file.date,
+            },
+            tokenizer: TokenizerInfo {
+                pad: token(file.tokenizer_pad_token),
+                eos: token(file.tokenizer_eos_token),
+                bos: token(file.tokenizer_bos_token),
+            },
+            model: more.model,
+            limit: config.limit,
+            tasks,
+            groups,
+            densities: more.densities,
+            flops: more.flops,
+            flops_dense: more.flops_dense,
+            seconds: more.seconds,
+        })
+    }
+
+    /// Versions by name: numbers of tasks, texts of groups.
+    pub(crate) fn versions(&self) -> BTreeMap<String, Value> {
+        let tasks = self.tasks.iter().filter_map(|task| Some((task.name.clone(), task.version?.into())));
+        let groups =
+            self.groups.iter().map(|group| (group.name.clone(), group.version.to_string().into()));
+        tasks.chain(groups).collect()
+    }
+
+    /// Examples in front of a question; of a group where all its own tasks agree.
+    pub(crate) fn n_shot(&self) -> BTreeMap<String, usize> {
+        let mut shots: BTreeMap<String, usize> =
+            self.tasks.iter().map(|task| (task.name.clone(), task.shots)).collect();
+        for group in self.groups_parents_first() {
+            let mut known = group.members.iter().filter_map(|member| shots.get(member)).copied();
+            if let Some(first) = known.next().filter(|first| known.all(|other| other == *first)) {
+                shots.insert(group.name.clone(), first);
+            }
+        }
+        shots
+    }
+
+    /// Which metrics are better when they are higher, of tasks and of groups of tasks.
+    pub(crate) fn higher_is_better(&self) -> BTreeMap<String, Map<String, Value>> {
+        let directions = |task: &TaskResult| -> Map<String, Value> {
+            let direction = |metric: Metric| (metric.name().into(), metric.is_accuracy().into());
+            metrics(&task.metrics).map(|(metric, _)| direction(metric)).collect()
+        };
+        let mut all: BTreeMap<String, Map<String, Value>> =
+            self.tasks.iter().map(|task| (task.name.clone(), directions(task))).collect();
+        for group in self.groups_parents_first() {
+            let known = group.members.iter().filter_map(|member| all.get(member)).flatten();
+            let of_group: Map<String, Value> =
+                known.map(|(metric, higher)| (metric.clone(), higher.clone())).collect();
+            if !of_group.is_empty() {
+                all.insert(group.name.clone(), of_group);
+            }
+        }
+        all
+    }
+
+    /// Groups, each before those within it.
+    pub(crate) fn groups_parents_first(&self) -> Vec<&GroupResult> {
+        let mut order = Vec::new();
+        let is_member = |group: &&GroupResult| {
+            self.groups.iter().any(|other| other.members.contains(&group.name))
+        };
+        for root in self.groups.iter().filter(|group| !is_member(group)) {
+            self.walk(root, &mut order, true);
+        }
+        order
+    }
+
+    /// Groups, each behind those within it.
+    pub(crate) fn groups_children_first(&self) -> Vec<&GroupResult> {
+        let mut order = Vec::new();
+        for group in self.groups_parents_first() {
+            self.walk(group, &mut order, false);
+        }
+        order
+    }
+
+    fn walk<'a>(&'a self, group: &'a GroupResult, order: &mut Vec<&'a GroupResult>, first: bool) {
+        let known = |order: &[&GroupResult]| order.iter().any(|seen| seen.name == group.name);
+        if known(order) {
+            return;
+        }
+        if first {
+            order.push(group);
+        }
+        for member in &group.members {
+            let inner = self.groups.iter().find(|inner| inner.name == *member);
+            // A group within itself has no end.
+            if let Some(inner) = inner.filter(|inner| inner.name != group.name) {
+                self.walk(inner, order, first);
+            }
+        }
+        if !first && !known(order) {
+            order.push(group);
+        }
+    }
+}
+
+/// Metrics in the harness's order.
+fn metrics(metrics: &BTreeMap<Metric, Estimate>) -> impl Iterator<Item = (Metric, Estimate)> {
+    let mut sorted: Vec<_> = metrics.iter().map(|(metric, value)| (*metric, *value)).collect();
+    sorted.sort_by_key(|(metric, _)| place(*metric));
+    sorted.into_iter()
+}
+
+fn task_entry(task: &TaskResult) -> Value {
+    let mut entry = Map::new();
+    entry.insert("name".into(), task.name.clone().into());
+    entry.insert("alias".into(), task.alias.as_ref().unwrap_or(&task.name).clone().into());
+    entry.insert("sample_len".into(), task.documents.into());
+    put_metrics(&mut entry, &task.metrics, &task.filter);
+    entry.into()
+}
+
+fn group_entry(group: &GroupResult) -> Value {
+    let mut entry = Map::new();
+    entry.insert("alias".into(), group.alias.as_ref().unwrap_or(&group.name).clone().into());
+    entry.insert("name".into(), group.name.clone().into());
+    if !group.metrics.is_empty() {
+        entry.insert("sample_len".into(), group.documents.into());
+        put_metrics(&mut entry, &group.metrics, "none");
+        let count = |metric: Metric| (format!("{},none", metric.name()), group.documents.into());
+        let counts: Map<String, Value> =
+            metrics(&group.metrics).map(|(metric, _)| count(metric)).collect();
+        entry.insert("sample_count".into(), counts.into());
+    }
+    entry.into()
+}
+
+fn put_metrics(entry: &mut Map<String, Value>, of: &BTreeMap<Metric, Estimate>, filter: &str) {
+    for (metric, Estimate { value, stderr }) in metrics(of) {
+        let name = metric.name();
+        entry.insert(format!("{name},{filter}"), number(value));
+        let stderr = stderr.map_or(NOT_APPLICABLE.into(), number);
+        entry.insert(format!("{name}_stderr,{filter}"), stderr);
+    }
+}
+
+/// A number, or its name where JSON has none.
+fn number(value: f64) -> Value {
+    if value.is_finite() { value.into() } else { value.to_string().into() }
+}
+
+fn read_number(value: &Value) -> Option<f64> {
+    match value {
+        Value::String(text) if text != NOT_APPLICABLE => text.parse().ok(),
+        value => value.as_f64(),
+    }
+}
+
+/// Metrics of an entry in `results`, and the filter in their names.
+fn read_metrics(entry: &Value) -> (BTreeMap<Metric, Estimate>, Option<String>) {
+    let (mut found, mut name) = (BTreeMap::new(), None);
+    for (key, value) in entry.as_object().into_iter().flatten() {
+        let Some((metric, filter)) = key.split_once(',') else { continue };
+        let metric = Metric::ALL.into_iter().find(|known| known.name() == metric);
+        if let (Some(metric), Some(value)) = (metric, read_number(value)) {
+            let stderr = entry.get(format!("{}_stderr,{filter}", metric.name()));
+            let stderr = stderr.and_then(read_number);
+            found.insert(metric, Estimate { value, stderr });
+            name = Some(filter.to_owned());
+        }
+    }
+    (found, name)
+}
+
+fn read_alias(entry: &Value, name: &str) -> Option<String> {
+    let alias = entry.get("alias").and_then(Value::as_str)?;
+    (alias != name).then(|| alias.to_owned())
+}
+
+fn count(value: Option<&Value>, key: &str) -> usize {
+    let count = value.and_then(|value| value.get(key)).and_then(Value::as_u64);
+    count.and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
+}
+
+fn read_task(file: &File, name: String, more: TaskDetails) -> Result<TaskResult> {
+    let entry = file.results.get(&name).ok_or_else(|| missing("results", &name))?;
+    let (metrics, filter) = read_metrics(entry);
+    Ok(TaskResult {
+        alias: read_alias(entry, &name),
+        version: file.versions.get(&name).and_then(Value::as_f64),
+        source: more.source,
+        filter: filter.unwrap_or_else(|| "none".into()),
+        shots: file.n_shot.get(&name).copied().unwrap_or(0),
+        split_documents: count(file.n_samples.get(&name), "original"),
+        documents: count(file.n_samples.get(&name), "effective"),
+        requests: more.requests,
+        tokens: more.tokens,
+        excluded: more.excluded,
+        metrics,
+        densities: more.densities,
+        seconds: more.seconds,
+        config: file.configs.get(&name).cloned().unwrap_or_default(),
+        name,
+    })
+}
+
+fn read_group(file: &File, name: &str, members: &Value) -> Result<GroupResult> {
+    let entry = file.results.get(name).ok_or_else(|| missing("results", name))?;
+    let version = file.versions.get(name).and_then(read_number);
+    Ok(GroupResult {
+        name: name.into(),
+        alias: read_alias(entry, name),
+        version: version.ok_or_else(|| missing("versions", name))?,
+        members: serde_json::from_value(members.clone())?,
+        documents: count(Some(entry), "sample_len"),
+        metrics: read_metrics(entry).0,
+    })
+}
+
+fn missing(section: &str, name: &str) -> Error {
+    Error::Json(serde::de::Error::custom(format!("`{name}` is missing in `{section}`")))
+}
