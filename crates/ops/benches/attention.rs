@@ -50,7 +50,7 @@ fn bench_attention(c: &mut Criterion) {
         b.iter(|| attention::forward(black_box(&qkv), &segments, &heads(32, 8)).unwrap());
     });
     // Questions behind a head that they share: many long branches, many short ones.
-    for (branches, len) in [(40, 80), (160, 20)] {
+    for (branches, len) in [(40, 80), (160, 20), (640, 5)] {
         let prefix = 700;
         let x = random(&[prefix + branches * len, 3 * 8 * 64]);
         let segments: Vec<_> = (0..branches)

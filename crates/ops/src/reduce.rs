@@ -43,9 +43,8 @@ pub fn count_nonzero_rows(t: &Tensor) -> Result<Vec<u32>> {
         return Err(Error::Unsupported { op: OP, what });
     }
     let mut counts = vec![0; rows];
-    if width > 0 {
+    if let Some(rows_of_task) = CHUNK.checked_div(width).map(|rows| rows.max(1)) {
         let data = view(t, OP)?;
-        let rows_of_task = (CHUNK / width).max(1);
         counts
             .par_chunks_mut(rows_of_task)
             .zip(data.par_chunks(rows_of_task * width))

@@ -45,7 +45,13 @@ pub(super) unsafe fn run(
             let lse = unsafe { lse.slice(at, rows) };
             let scores = &mut scores[g * cells..(g + 1) * cells];
             let inverse = &mut inverse[g * rows..(g + 1) * rows];
-            rows::softmax(scores, &band, &problem.scoring(first_head + g), lse, inverse);
+            rows::softmax(
+                (scores, band.keys),
+                &band,
+                &problem.scoring(first_head + g),
+                lse,
+                inverse,
+            );
         }
         sums.fill(0.0);
         for piece in band.pieces(segment) {

@@ -44,6 +44,23 @@ impl Band {
         })
     }
 
+    /// The parts of the prefix inside the band.
+    pub(super) fn prefix(&self, segment: &Segment) -> Vec<Piece> {
+        self.pieces(segment).filter(|piece| piece.column < self.own_column(segment)).collect()
+    }
+
+    /// The part of the segment's own keys inside the band: never empty, as each query sees itself.
+    pub(super) fn own(&self, segment: &Segment) -> Piece {
+        let (column, before) = (self.own_column(segment), segment.before());
+        let row = segment.kv_start + self.first_key.saturating_sub(before);
+        Piece { column, row, keys: self.keys - column }
+    }
+
+    /// The column of the first own key.
+    fn own_column(&self, segment: &Segment) -> usize {
+        segment.before().saturating_sub(self.first_key)
+    }
+
     /// The columns that row `i` sees.
     #[inline(always)]
     pub(super) fn visible(&self, i: usize) -> Range<usize> {
@@ -99,17 +116,17 @@ struct Places {
 }
 
 /// Turns products into `exp(score - max)`, `inverse[i]` into one over the row's sum, `lse[i]` into
-/// its log-sum-exp.
+/// its log-sum-exp. Rows begin `stride` apart.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma", "x86_64+avx2+fma"))]
 pub(super) fn softmax(
-    scores: &mut [f32],
+    (scores, stride): (&mut [f32], usize),
     band: &Band,
     scoring: &Scoring,
     lse: &mut [f32],
     inverse: &mut [f32],
 ) {
     for i in 0..band.rows {
-        let row = &mut scores[i * band.keys..(i + 1) * band.keys];
+        let row = &mut scores[i * stride..i * stride + band.keys];
         let visible = band.visible(i);
         row[..visible.start].fill(0.0);
         row[visible.end..].fill(0.0);

@@ -269,7 +269,9 @@ fn check_tree(seed: u64, nodes: &[Node], heads: &Heads) {
         let out = difference(&tree.out.narrow(0, start, len).unwrap(), &f64s(&whole.out));
         let lse = tree.lse.narrow(1, start, len).unwrap();
         let lse = difference(&lse, &f64s(&whole.lse));
-        assert!(out < 1e-6 && lse < 1e-6, "node {i}: out {out:e}, lse {lse:e}");
+        // ALiBi's penalties reach scores of 40, whose last bit moves a probability by 4e-6.
+        let tolerance = if heads.alibi.is_some() { 4e-6 } else { 1e-6 };
+        assert!(out < tolerance && lse < 1e-6, "node {i}: out {out:e}, lse {lse:e}");
     }
 }
 
@@ -307,6 +309,25 @@ proptest! {
         let alibi = alibi.map(|bf16| Alibi { slopes, factor: 0.5, bf16 });
         check_tree(seed, &nodes, &Heads { window, softcap, alibi, ..heads(n, kv_heads, head_dim) });
     }
+}
+
+#[test]
+fn siblings_of_any_length_share_blocks() {
+    // Branches of a branch, so that the prefix is two runs; some have keys from before.
+    let mut start = 0;
+    let mut node = |parent, len, q_len| {
+        let run = Run { start, len };
+        start += len + 1;
+        Node { parent, run, q_len }
+    };
+    let mut nodes = vec![node(None, 70, 70), node(Some(0), 30, 3)];
+    nodes.extend([1, 2, 3, 20, 64, 65, 1, 90, 5].map(|len| node(Some(1), len, len)));
+    nodes.extend([(4, 2), (40, 0), (9, 9)].map(|(len, q_len)| node(Some(1), len, q_len)));
+    nodes.extend([1, 1].map(|len| node(Some(0), len, len)));
+    let alibi = Some(vec![0.5, 0.25, 0.125, 0.0625].into());
+    check_tree(11, &nodes, &heads(4, 2, 24));
+    check_tree(12, &nodes, &Heads { alibi: alibi.clone(), softcap: Some(2.0), ..heads(4, 4, 17) });
+    check_tree(13, &nodes, &Heads { alibi, window: Some(80), ..heads(4, 1, 16) });
 }
 
 #[test]
