@@ -1,4 +1,5 @@
-//! Ctrl-C: the first asks a run to save and end, the second ends the program at once.
+//! Ctrl-C: the first asks a run to save and end, the second ends the program at once; what
+//! keeps each result as it comes ends at the first.
 
 use std::process;
 use std::sync::Arc;
@@ -26,4 +27,16 @@ pub fn flag() -> anyhow::Result<Arc<AtomicBool>> {
     })
     .context("cannot watch for Ctrl-C")?;
     Ok(stop)
+}
+
+/// Ends the program at SIGINT or SIGTERM, with a last word.
+///
+/// # Errors
+/// The system refuses the handler.
+pub fn at_once(word: String) -> anyhow::Result<()> {
+    ctrlc::set_handler(move || {
+        out::warn(&word);
+        process::exit(i32::from(INTERRUPTED));
+    })
+    .context("cannot watch for Ctrl-C")
 }

@@ -65,14 +65,6 @@ impl Activity {
             .collect();
         Densities { layers }
     }
-
-    /// Non-zeros and elements at a site, over all layers.
-    pub(crate) fn site(&self, spec: &DecoderSpec, site: Site) -> (u64, u64) {
-        let at = place(site);
-        let nonzero = self.nonzero.iter().map(|sites| sites[at]).sum();
-        let width: usize = widths(spec).map(|widths| widths[at]).sum();
-        (nonzero, self.tokens * width as u64)
-    }
 }
 
 /// Counts the non-zeros of a pass, each run of token rows for its owner.

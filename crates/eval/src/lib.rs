@@ -13,6 +13,7 @@ mod cache;
 mod corpus;
 mod error;
 mod evaluate;
+mod identity;
 mod metrics;
 mod normalize;
 mod python;
@@ -27,6 +28,7 @@ pub use cache::{Cache, Key};
 pub use corpus::{Corpus, CorpusScore};
 pub use error::{Error, Result};
 pub use evaluate::{Evaluation, Inputs, Suite, evaluate};
+pub use identity::identity;
 pub use metrics::{Estimate, Metric, Point};
 pub use request::{Compat, Encoded, Exclusion, Request, Rules, Scorable, encode};
 pub use results::{

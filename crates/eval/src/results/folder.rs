@@ -72,6 +72,11 @@ impl RunResult {
         })
     }
 
+    /// Whether a folder holds results, in or below it.
+    pub fn is_below(folder: &Path) -> bool {
+        folder.is_dir() && locate(folder).is_ok()
+    }
+
     /// The model's name as a folder's: what no file system likes becomes `__`.
     pub(super) fn sanitized_name(&self) -> String {
         let name = self.settings.pretrained.as_ref().unwrap_or(&self.model.name);

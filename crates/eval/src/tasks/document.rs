@@ -158,8 +158,7 @@ impl Document {
                 first_argmax(answers.iter().map(Answer::logprob)) == *gold
             }
             (Form::Spoken { aliases }, _) => answers.iter().all(|answer| {
-                let said = normalize::for_match(normalize::stripped(answer.text(), compat));
-                aliases.iter().any(|alias| normalize::for_match(alias) == said)
+                normalize::matches_any(normalize::stripped(answer.text(), compat), aliases)
             }),
         };
         Point::of(f64::from(u8::from(right)))

@@ -116,3 +116,164 @@ fn too_few(task: &dyn Task, pool: &Split, wanted: usize) -> Error {
     let found = pool.records.len();
     Error::TooFewExamples { task: task.name().into(), source_name: file, wanted, found }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metric;
+    use crate::tasks::fields::{Malformed, text};
+    use crate::tasks::{Chosen, prepare};
+
+    /// Questions `q`, whose record is their answer; examples from `split`.
+    struct Toy {
+        file: std::path::PathBuf,
+        shots: Shots,
+    }
+
+    impl Task for Toy {
+        fn name(&self) -> &str {
+            "toy"
+        }
+
+        fn source(&self) -> Source {
+            match self.file.as_os_str().is_empty() {
+                true => Source::Split { repo: "org/toy", config: "default", split: "test" },
+                false => Source::File(self.file.clone()),
+            }
+        }
+
+        fn shots(&self) -> Shots {
+            self.shots
+        }
+
+        fn description(&self) -> String {
+            "D. ".into()
+        }
+
+        fn metrics(&self) -> &'static [Metric] {
+            &[Metric::Acc]
+        }
+
+        fn document(&self, record: &Record) -> std::result::Result<Document, Malformed> {
+            Ok(Document::choice("?".into(), &[text(record, "a")?], 0))
+        }
+    }
+
+    /// The contexts of a toy task whose splits hold these answers, without what all share.
+    fn contexts(
+        shots: Shots,
+        test: &[&str],
+        train: &[&str],
+        chosen: &Chosen,
+    ) -> Result<Vec<String>> {
+        let folder = tempfile::tempdir().unwrap();
+        let splits = folder.path().join("org/toy/default");
+        std::fs::create_dir_all(&splits).unwrap();
+        for (split, answers) in [("test", test), ("train", train)] {
+            let lines: String = answers.iter().map(|a| format!("{{\"a\": \"{a}\"}}\n")).collect();
+            std::fs::write(splits.join(split).with_extension("jsonl"), lines).unwrap();
+        }
+        let task = Toy { file: "".into(), shots };
+        let data = TaskData::local(folder.path());
+        let prepared = prepare(&task, &data, chosen, &relufy_data::Silent)?;
+        let contexts = prepared.documents.iter().map(|asked| match &asked.document.requests()[0] {
+            crate::Request::Likelihood { context, .. } => {
+                let examples = context.strip_prefix("D. ").unwrap().strip_suffix('?').unwrap();
+                examples.replace("? ", "").replace("\n\n", "")
+            }
+            other => panic!("{other:?}"),
+        });
+        Ok(contexts.collect())
+    }
+
+    fn two() -> Chosen {
+        Chosen { shots: Some(2), ..Chosen::default() }
+    }
+
+    const LETTERS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
+
+    #[test]
+    fn the_first_are_the_same_for_all() {
+        let first = |count| {
+            let chosen = Chosen { shots: Some(count), ..Chosen::default() };
+            contexts(Shots::First("train"), &["x", "y"], &LETTERS[..3], &chosen)
+        };
+        assert_eq!(first(2).unwrap(), ["ab", "ab"]);
+        assert_eq!(first(0).unwrap(), ["", ""]);
+        let why = first(4).unwrap_err().to_string();
+        assert!(
+            why.contains("task `toy`: 4 examples") && why.contains("train.jsonl has 3"),
+            "{why}"
+        );
+    }
+
+    #[test]
+    fn one_stream_runs_through_the_documents_asked() {
+        // r = random.Random(1234); ["".join(r.sample("abcdefgh", 2)) for _ in range(3)]
+        let drawn = Shots::Drawn { split: "train", apart: false };
+        assert_eq!(
+            contexts(drawn, &["a", "b", "c"], &LETTERS, &two()).unwrap(),
+            ["ha", "ah", "af"]
+        );
+        // Only what is asked draws.
+        let samples = Some([("toy".to_owned(), vec![1, 2])].into());
+        let some = Chosen { samples, ..two() };
+        assert_eq!(contexts(drawn, &["a", "b", "c"], &LETTERS, &some).unwrap(), ["ha", "ah"]);
+        let seeded = Chosen { fewshot_seed: 7, ..two() };
+        assert_eq!(contexts(drawn, &["a"], &LETTERS, &seeded).unwrap(), ["fb"]);
+        let own = Shots::Drawn { split: "test", apart: false };
+        assert_eq!(contexts(own, &LETTERS, &[], &two()).unwrap()[..3], ["ha", "ah", "af"]);
+    }
+
+    #[test]
+    fn a_record_is_no_example_of_itself() {
+        // r = random.Random(1234)
+        // ["".join([x for x in r.sample("abcdefgh", 3) if x != own][:2]) for own in "hbfx"]
+        let apart = Shots::Drawn { split: "train", apart: true };
+        let got = contexts(apart, &["h", "b", "f", "x"], &LETTERS, &two()).unwrap();
+        assert_eq!(got, ["ag", "ge", "ag", "ba"]);
+        // One more is drawn than is shown, so all but itself are not enough.
+        let why = contexts(apart, &["a"], &["a", "b"], &two()).unwrap_err().to_string();
+        assert!(why.contains("3 examples are to be taken") && why.contains("has 2"), "{why}");
+    }
+
+    #[test]
+    fn where_copies_leave_too_few_the_others_are_drawn_from() {
+        let apart = Shots::Drawn { split: "train", apart: true };
+        let train = ["a", "a", "a", "a", "b", "c", "d"];
+        // As above with "aaaabcd"; the first draw holds two copies, so that
+        // r.sample("bcd", 2) follows.
+        let got = contexts(apart, &["a", "a", "a"], &train, &two()).unwrap();
+        assert_eq!(got, ["bd", "db", "cd"]);
+        let why = contexts(apart, &["a"], &["a", "a", "a", "b"], &two()).unwrap_err();
+        assert!(why.to_string().contains("5 examples are to be taken"), "{why}");
+    }
+
+    #[test]
+    fn a_file_is_its_own_pool() {
+        let file = tempfile::NamedTempFile::with_suffix(".jsonl").unwrap();
+        std::fs::write(file.path(), "{\"a\": \"a\"}\n{\"a\": \"b\"}\n{\"a\": \"c\"}\n").unwrap();
+        let shots = Shots::Drawn { split: "train", apart: true };
+        let task = Toy { file: file.path().into(), shots };
+        let data = TaskData::local("nowhere");
+        let prepared = prepare(&task, &data, &two(), &relufy_data::Silent).unwrap();
+        assert_eq!(prepared.shots, 2);
+        for asked in &prepared.documents {
+            let crate::Request::Likelihood { context, .. } = &asked.document.requests()[0] else {
+                panic!("{asked:?}")
+            };
+            let own = asked.record["a"].as_str().unwrap();
+            assert_eq!(context.matches("\n\n").count(), 2);
+            assert!(!context.contains(&format!("? {own}\n")), "{context}");
+        }
+    }
+
+    #[test]
+    fn an_example_that_is_malformed_is_named() {
+        let chosen = Chosen { shots: Some(1), ..Chosen::default() };
+        let train = "\", \"a\": 1, \"b\": \"";
+        let why = contexts(Shots::First("train"), &["x"], &[train], &chosen).unwrap_err();
+        let why = why.to_string();
+        assert!(why.contains("task `toy`") && why.contains("train.jsonl, record 1"), "{why}");
+    }
+}

@@ -90,6 +90,7 @@ mod tests {
             metrics: [(Metric::Acc, Estimate { value, stderr })].into(),
             densities: None,
             seconds: 0.0,
+            config: serde_json::Map::new(),
         }
     }
 

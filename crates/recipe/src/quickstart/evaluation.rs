@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use candle_core::Device;
 use relufy_data::{Hub, Progress, SourceConfig, TaskData};
 use relufy_eval::tasks::{Arc, Lambada};
-use relufy_eval::{Corpus, Inputs, ModelInfo, Session, SessionOptions, Suite, evaluate};
+use relufy_eval::{Cache, Corpus, Inputs, ModelInfo, Session, SessionOptions, Suite, evaluate};
 use relufy_model::Checkpoint;
 use relufy_spec::Stage;
 use relufy_surgery::{SurgeryRequest, surgery};
@@ -84,7 +84,7 @@ impl Model {
         RUNS.iter().filter(|run| self.runs.contains(&run.name)).map(|run| run.tokens(folder)).sum()
     }
 
-    /// Asks the questions and reads the held-out text; writes `results.json`.
+    /// Asks the questions and reads the held-out text; writes what it found.
     pub fn evaluate(&self, folder: &Folder, progress: &dyn Progress) -> Result<()> {
         let checkpoint = Checkpoint::open(&self.path(folder))?;
         let tokenizer = checkpoint.tokenizer()?;
@@ -103,15 +103,13 @@ impl Model {
                 Box::new(Lambada::file("passages", world.join("passages.jsonl"))),
             ],
             corpora: vec![Corpus::new(HELD_OUT, held_out)],
-            limit: None,
+            ..Suite::default()
         };
         let (tasks, hub) = (TaskData::local(&world), Hub::from_env()?);
         let inputs = Inputs { tasks: &tasks, hub: &hub };
-        let result = evaluate(&session, model, &suite, &inputs, progress)?;
-        let file = folder.result(self.key);
-        let parent = file.parent().unwrap_or(&world);
-        std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
-        result.write(parent)?;
+        let found =
+            evaluate(&session, model, &suite, &inputs, &mut Cache::none(), progress)?;
+        found.save(&folder.results(self.key), true)?;
         Ok(())
     }
 }

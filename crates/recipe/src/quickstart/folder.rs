@@ -7,7 +7,7 @@
 //!   donor/              the dense donor
 //!   s1/ s2/ control-n1/ control-n2/   training runs; the models are in final/
 //!   swap-s1/ swap-s2/   the donor relufied, not fine-tuned
-//!   results/NAME/       one results.json a model
+//!   results/NAME/       results_TIME.json of a model, and its samples
 //!   table.md table.csv  the outcome
 //! ```
 
@@ -93,8 +93,9 @@ impl Folder {
         self.path(&format!("swap-s{}", u8::from(stage)))
     }
 
-    pub fn result(&self, model: &str) -> PathBuf {
-        self.path("results").join(model).join(relufy_eval::FILE)
+    /// The folder of a model's results.
+    pub fn results(&self, model: &str) -> PathBuf {
+        self.path("results").join(model)
     }
 
     /// A path of a shipped configuration, in this folder.

@@ -151,7 +151,7 @@ impl Step {
             Step::Donor => folder.donor().is_dir(),
             Step::Train(run) => run.is_done(folder)?,
             Step::Swap(stage) => folder.swapped(*stage).is_dir(),
-            Step::Evaluate(model) => folder.result(model.key).is_file(),
+            Step::Evaluate(model) => RunResult::is_below(&folder.results(model.key)),
         })
     }
 
@@ -174,7 +174,7 @@ impl Step {
 fn report(folder: &Folder, nothing_to_do: bool) -> Result<Report> {
     let results: Vec<RunResult> = MODELS
         .iter()
-        .map(|model| Ok(RunResult::read(&folder.result(model.key))?))
+        .map(|model| Ok(RunResult::read(&folder.results(model.key))?))
         .collect::<Result<_>>()?;
     let verdict = Verdict::of(folder, &results)?;
     let table = accuracy_vs_flops(&results, CONVENTION);
