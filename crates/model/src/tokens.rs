@@ -5,7 +5,8 @@ use relufy_ops::attention::Segment;
 use crate::{Error, Result};
 
 /// Tokens for one pass, flattened: `ids[i]` sits at `positions[i]`, and each segment
-/// attends to itself only (a row of a batch, a document of a packed row).
+/// attends to itself only (a row of a batch, a document of a packed row) and to what a cache
+/// holds of its sequence.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tokens {
     /// Token ids.

@@ -10,7 +10,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use relufy_ops::norm::{self, Norm, NormKind};
 use relufy_ops::pointwise::{self, Pointwise};
 use relufy_ops::rope::{self, RopePairs, RopeTable};
-use relufy_ops::{Accum, embedding, gated, linear};
+use relufy_ops::{Accum, embedding, gated, linear, reduce};
 
 const TOKENS: usize = 512;
 const HIDDEN: usize = 256;
@@ -82,6 +82,9 @@ fn rows(c: &mut Criterion) {
     group.bench_function("rms norm backward", |b| {
         let (dx, dw) = ((&dx, Accum::Add), Some((&dw, Accum::Overwrite)));
         b.iter(|| norm::backward(black_box(&x), &norm, &stats, &dy, dx, dw, None).unwrap());
+    });
+    group.bench_function("non-zeros of each row", |b| {
+        b.iter(|| reduce::count_nonzero_rows(black_box(&x)).unwrap());
     });
     let frequencies: Vec<f64> = (0..32).map(|i| 10_000f64.powf(-f64::from(i) / 32.0)).collect();
     let table = RopeTable::new(&frequencies, 128, 1.0);
