@@ -116,7 +116,7 @@ fn hint_of(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
             Eval::Model(inner) => model_hint(inner),
             Eval::Data(inner) => data_hint(inner),
             Eval::Spec(inner) => spec_hint(inner),
-            _ => None,
+            other => eval_hint(other),
         };
     }
     if let Some(error) = cause.downcast_ref() {
@@ -127,6 +127,21 @@ fn hint_of(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
         };
     }
     None
+}
+
+fn eval_hint(error: &Eval) -> Option<&'static str> {
+    Some(match error {
+        Eval::UnknownTask { .. } => "`relufy eval ls` lists tasks and groups",
+        Eval::Unpaired { .. } => {
+            "evaluate both with --log_samples and the same --tasks, --limit, --num_fewshot and --seed"
+        }
+        Eval::NoResults { .. } => "give the folder that `relufy eval --output_path` wrote to",
+        Eval::Results { .. } => {
+            "only results of `relufy eval` have densities and FLOPs; evaluate the model again"
+        }
+        Eval::Cache { .. } => "give another file, or wait until the other evaluation has ended",
+        _ => return None,
+    })
 }
 
 fn data_hint(error: &Data) -> Option<&'static str> {

@@ -203,7 +203,7 @@ mod tests {
     fn a_torn_line_is_cut_off_and_a_broken_one_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("cache.jsonl");
-        let keep = |logprob| {
+        let keep = |logprob: f64| {
             let mut cache = Cache::open(&path, "model", RULES).unwrap();
             let request = Request::likelihood("a", logprob.to_string());
             let key = cache.key(&[request]).unwrap();

@@ -16,6 +16,7 @@ mod evaluate;
 mod identity;
 mod metrics;
 mod normalize;
+pub mod paired;
 mod python;
 mod request;
 mod results;

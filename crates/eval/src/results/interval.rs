@@ -152,7 +152,7 @@ impl Spread {
 
 #[cfg(test)]
 mod tests {
-    use relufy_model::family;
+    use relufy_spec::family;
     use serde_json::json;
 
     use super::*;

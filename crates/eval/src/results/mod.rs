@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 pub use config::{Settings, TokenizerInfo};
 pub(crate) use config::task_config;
 pub use folder::Saved;
+pub(crate) use folder::{locate, samples_beside};
 pub(crate) use interval::Spread;
 pub use interval::{DensityError, DensityReport};
 pub(crate) use pyjson::float as python_float;
@@ -182,6 +183,40 @@ impl RunResult {
     pub fn metric(&self, task: &str, metric: Metric) -> Option<Estimate> {
         let task = self.tasks.iter().find(|candidate| candidate.name == task)?;
         task.metrics.get(&metric).copied()
+    }
+
+    /// The accuracy by which a task or group is known: exact match where answers are
+    /// generated.
+    pub fn accuracy(&self, name: &str) -> Option<Estimate> {
+        let task = self.tasks.iter().find(|task| task.name == name).map(|task| &task.metrics);
+        let group = || self.groups.iter().find(|group| group.name == name).map(|group| &group.metrics);
+        let metrics = task.or_else(group)?;
+        metrics.get(&Metric::Acc).or_else(|| metrics.get(&Metric::ExactMatch)).copied()
+    }
+
+    /// The perplexity by which a task or corpus is known.
+    pub fn perplexity(&self, name: &str) -> Option<Estimate> {
+        let metric = |metric| self.metric(name, metric);
+        metric(Metric::Perplexity).or_else(|| metric(Metric::WordPerplexity))
+    }
+
+    /// Names of the tasks in a group, those of its groups too; none of what is no group.
+    pub fn tasks_of<'a>(&'a self, group: &str) -> Vec<&'a str> {
+        let group_of = |name: &str| self.groups.iter().find(|group| group.name == name);
+        let mut open: Vec<&str> = group_of(group).map(|group| &*group.name).into_iter().collect();
+        let (mut seen, mut tasks) = (Vec::new(), Vec::new());
+        while let Some(name) = open.pop() {
+            if seen.contains(&name) {
+                continue;
+            }
+            seen.push(name);
+            match group_of(name) {
+                Some(group) => open.extend(group.members.iter().rev().map(String::as_str)),
+                None if self.tasks.iter().any(|task| task.name == name) => tasks.push(name),
+                None => {}
+            }
+        }
+        tasks
     }
 }
 

@@ -210,7 +210,8 @@ mod tests {
 
     #[test]
     fn a_line_is_the_harness_own() {
-        // The first document of boolq, shortened, as lm_eval 0.4.13 writes it.
+        // The first document of boolq, shortened, in the form in which lm_eval 0.4.13 writes it;
+        // hashes are hashlib's over json.dumps.
         let document = Document::choice("P\nQuestion: q?\nAnswer:".into(), &["no", "yes"], 0);
         let sample = sample(
             document,
@@ -230,12 +231,17 @@ mod tests {
                 r#""resps": [[["-12.5", "False"]], [["-1e-05", "False"]]], "#,
                 r#""filtered_resps": [["-12.5", "False"], ["-1e-05", "False"]], "filter": "none", "#,
                 r#""metrics": ["acc"], "#,
-                r#""doc_hash": "4ff0b59f0fe71b0c6d8d2ff1aeda5f6b2a2ad2c9c6a3ea5b6a8e4e0b5e0dd3b4", "#,
-                r#""prompt_hash": "", "target_hash": "", "acc": 0.0}"#,
+                r#""doc_hash": "cb4b18099c697d8b875ac66ffee38d07d6f718975999c3e6e6b3b493a094d057", "#,
+                r#""prompt_hash": "ebb74aec601f2e184ef34130cc6ba6b47089f30a5f788c774e88cf2447048e84", "#,
+                r#""target_hash": "5feceb66ffc86f38d952786c6d696c79c2dbc239dd4e91b46729d73a27fb57e9", "#,
+                r#""acc": 0.0}"#,
                 "\n"
             )
         );
-        assert_eq!(written.task_hash, "");
+        assert_eq!(
+            written.task_hash,
+            "d92f56bec517c73e4fd3025de40d1903dcbf994af1c2037a08e4fe83d5fe6890"
+        );
     }
 
     #[test]

@@ -4,22 +4,17 @@
 //! and up projections, FLOPs of a token, average accuracy, each task's accuracy. Behind
 //! them stand perplexities, which the average leaves out.
 
-use relufy_spec::flops::Convention;
+use relufy_spec::flops::{Convention, SiteDensities};
 
 use super::grid::{Cell, Column, Grid};
-use crate::metrics::{Estimate, Metric};
+use crate::metrics::Estimate;
 use crate::results::RunResult;
 
 /// The table of some runs, in their order. `convention` says which FLOPs a person reads;
-/// JSON and CSV have all.
+/// JSON and CSV have all. Where a group has a mean, it stands for its tasks.
 pub fn accuracy_vs_flops(runs: &[RunResult], convention: Convention) -> Grid {
-    let accuracies = tasks_with(runs, Metric::Acc);
-    let perplexities = tasks_with(runs, Metric::Perplexity);
-    let everywhere: Vec<&str> = accuracies
-        .iter()
-        .copied()
-        .filter(|task| runs.iter().all(|run| run.metric(task, Metric::Acc).is_some()))
-        .collect();
+    let Headlines { shown, within, everywhere } = Headlines::of(runs);
+    let perplexities = names(runs, |run, name| run.perplexity(name).is_some());
     let trained = runs.iter().any(|run| run.model.tokens_trained > 0);
     let unit = Unit::of(runs.iter().map(|run| run.flops.get(convention)));
 
@@ -31,13 +26,17 @@ pub fn accuracy_vs_flops(runs: &[RunResult], convention: Convention) -> Grid {
         Column::number("qkv_sparsity", "QKV %"),
         Column::number("down_sparsity", "Down %"),
         Column::number("up_sparsity", "Up %"),
+        Column::number("qkv_sparsity_error_95", "QKV ±").machine_only(),
+        Column::number("down_sparsity_error_95", "Down ±").machine_only(),
+        Column::number("up_sparsity_error_95", "Up ±").machine_only(),
         Column::number("flops_shown", format!("FLOPs ({})", unit.name)),
     ];
     for each in Convention::ALL {
         columns.push(Column::number(key(each), key(each)).machine_only());
     }
     columns.push(hidden_unless(!everywhere.is_empty(), Column::number("average", "Avg")));
-    columns.extend(accuracies.iter().map(|task| Column::number(*task, *task)));
+    columns.extend(shown.iter().map(|task| Column::number(*task, *task)));
+    columns.extend(within.iter().map(|task| Column::number(*task, *task).machine_only()));
     columns.extend(
         perplexities
             .iter()
@@ -48,6 +47,10 @@ pub fn accuracy_vs_flops(runs: &[RunResult], convention: Convention) -> Grid {
         .iter()
         .map(|run| {
             let density = run.densities.mean;
+            let error = run.densities.error_95.as_ref().map(|error| error.mean);
+            let error = |site: fn(&SiteDensities) -> f64| {
+                error.as_ref().map_or(Cell::Empty, |error| percent(site(error)))
+            };
             let mut row = vec![
                 Cell::Text(label(run)),
                 Cell::Count(u8::from(run.model.stage).into()),
@@ -56,16 +59,17 @@ pub fn accuracy_vs_flops(runs: &[RunResult], convention: Convention) -> Grid {
                 percent(1.0 - density.qkv),
                 percent(1.0 - density.down),
                 percent(1.0 - density.up),
+                error(|error| error.qkv),
+                error(|error| error.down),
+                error(|error| error.up),
                 Cell::number(run.flops.get(convention) / unit.size, 2),
             ];
             row.extend(Convention::ALL.map(|each| Cell::number(run.flops.get(each), 0)));
             row.push(average(run, &everywhere));
-            row.extend(accuracies.iter().map(|task| match run.metric(task, Metric::Acc) {
-                Some(accuracy) => share(accuracy),
-                None => Cell::Empty,
-            }));
+            let accuracy = |task: &&str| run.accuracy(task).map_or(Cell::Empty, share);
+            row.extend(shown.iter().chain(&within).map(accuracy));
             row.extend(perplexities.iter().map(|task| {
-                run.metric(task, Metric::Perplexity).map_or(Cell::Empty, |estimate| {
+                run.perplexity(task).map_or(Cell::Empty, |estimate| {
                     let Estimate { value, stderr } = estimate;
                     Cell::Number { value, stderr, decimals: 2 }
                 })
@@ -73,15 +77,43 @@ pub fn accuracy_vs_flops(runs: &[RunResult], convention: Convention) -> Grid {
             row
         })
         .collect();
-    Grid { columns, rows, notes: notes(runs, convention, &accuracies, &everywhere) }
+    Grid { columns, rows, notes: notes(runs, convention, &shown, &everywhere) }
 }
 
-/// Names of the tasks with `metric`, in order of their first appearance.
-fn tasks_with(runs: &[RunResult], metric: Metric) -> Vec<&str> {
+/// Tasks and groups with an accuracy, by name and in order of their first appearance.
+pub(super) struct Headlines<'a> {
+    /// Those that are part of no other.
+    pub(super) shown: Vec<&'a str>,
+    /// Tasks and groups within these.
+    within: Vec<&'a str>,
+    /// Those shown that every run has.
+    pub(super) everywhere: Vec<&'a str>,
+}
+
+impl<'a> Headlines<'a> {
+    pub(super) fn of(runs: &'a [RunResult]) -> Headlines<'a> {
+        let all = names(runs, |run, name| run.accuracy(name).is_some());
+        let is_within = |name: &str| {
+            let groups = runs.iter().flat_map(|run| &run.groups);
+            let mut measured = groups.filter(|group| !group.metrics.is_empty());
+            measured.any(|group| group.members.iter().any(|member| member == name))
+        };
+        let (within, shown): (Vec<&str>, Vec<&str>) =
+            all.into_iter().partition(|name| is_within(name));
+        let has = |name: &&str| runs.iter().all(|run| run.accuracy(name).is_some());
+        Headlines { everywhere: shown.iter().copied().filter(has).collect(), shown, within }
+    }
+}
+
+/// Names of tasks and groups for which `wanted` holds in some run.
+fn names(runs: &[RunResult], wanted: impl Fn(&RunResult, &str) -> bool) -> Vec<&str> {
     let mut names: Vec<&str> = Vec::new();
-    for task in runs.iter().flat_map(|run| &run.tasks) {
-        if task.metrics.contains_key(&metric) && !names.contains(&task.name.as_str()) {
-            names.push(&task.name);
+    for run in runs {
+        let tasks = run.tasks.iter().map(|task| task.name.as_str());
+        for name in tasks.chain(run.groups.iter().map(|group| group.name.as_str())) {
+            if wanted(run, name) && !names.contains(&name) {
+                names.push(name);
+            }
         }
     }
     names
@@ -97,6 +129,16 @@ fn notes(
         "QKV, Down, Up: zeros at the input of these projections. FLOPs: multiply-accumulates of a token that skips them, {}.",
         convention.name()
     )];
+    let errors = runs.iter().filter_map(|run| run.densities.error_95.as_ref());
+    let widest = errors
+        .flat_map(|error| [error.mean.qkv, error.mean.down, error.mean.up])
+        .fold(f64::NAN, f64::max);
+    if widest.is_finite() {
+        notes.push(format!(
+            "Zeros have 95 % intervals over documents of at most ± {:.2} points (JSON and CSV have each).",
+            100.0 * widest
+        ));
+    }
     if !everywhere.is_empty() {
         notes.push(format!("Avg: mean accuracy on {}.", everywhere.join(", ")));
     }
@@ -132,7 +174,7 @@ fn notes(
 }
 
 /// The model and its stage, as the paper writes them: `name (s1)`, unless the name tells.
-fn label(run: &RunResult) -> String {
+pub(super) fn label(run: &RunResult) -> String {
     let name = &run.model.name;
     match u8::from(run.model.stage) {
         0 => name.clone(),
@@ -144,7 +186,7 @@ fn label(run: &RunResult) -> String {
 /// Mean accuracy over `tasks`; its standard error takes them for independent.
 fn average(run: &RunResult, tasks: &[&str]) -> Cell {
     let all: Vec<Estimate> =
-        tasks.iter().filter_map(|task| run.metric(task, Metric::Acc)).collect();
+        tasks.iter().filter_map(|task| run.accuracy(task)).collect();
     if all.is_empty() {
         return Cell::Empty;
     }
@@ -203,6 +245,7 @@ mod tests {
     use relufy_spec::Stage;
 
     use super::*;
+    use crate::metrics::Metric;
     use crate::results::example;
     use crate::table::Format;
 

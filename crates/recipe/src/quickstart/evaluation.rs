@@ -12,7 +12,7 @@ use relufy_surgery::{SurgeryRequest, surgery};
 
 use super::folder::Folder;
 use super::training::RUNS;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The multiple-choice task.
 pub(super) const QUESTIONS: &str = "questions";
