@@ -28,7 +28,7 @@ train() { # NAME MODEL
   "$relufy" train "configs/tinystories/$1.toml" --set "model.path=\"$2\"" "${resume[@]}"
 }
 evaluate() { # FOLDER NAME MODEL [--stage N]
-  [ -f "$runs/eval/$1/results.json" ] && return
+  [ -n "$(find "$runs/eval/$1" -name "results_*.json" 2>/dev/null)" ] && return
   "$relufy" eval "$3" --name "$2" -o "$runs/eval/$1" "${@:4}" \
     --corpus "heldout=$runs/heldout.jsonl" --corpus "TinyStories=$real" --max-tokens 200000 \
     --tasks "lambada_openai,arc_easy,piqa" --data "$shared/data/eval" --limit 500

@@ -420,7 +420,7 @@ fn tasks_and_results() {
     let record = json!({"question": "the", "answerKey": "A",
         "choices": {"text": ["a", "cat"], "label": ["A", "B"]}});
     let eval = |task: &'static str| ["eval", "model", "--tasks", task, "-o", "results"];
-    lab.refuse(&eval("arc_eazy"), &["unknown task `arc_eazy`; known: ", "arc_easy"]);
+    lab.refuse(&eval("arc_eazy"), &["unknown task `arc_eazy`; near it: arc_easy", "hint: "]);
     lab.write("q.jsonl", format!("{record}\n{{\"question\": \"x\"}}\n"));
     lab.refuse(
         &eval("facts=q.jsonl"),
@@ -438,9 +438,47 @@ fn tasks_and_results() {
     lab.write("results.json", "{\"a\": 1}");
     lab.refuse(
         &["table", "results.json"],
-        &["results.json is no evaluation result: unknown field `a`"],
+        &["results.json is no evaluation result: missing field `results`", "hint: "],
     );
     lab.refuse(&["table", "none"], &["none", "No such file"]);
+    lab.refuse(&["table", "model"], &["model holds no results_*.json", "hint: "]);
+}
+
+#[test]
+fn flags_of_the_harness() {
+    let lab = Lab::new();
+    lab.write("q.jsonl", "");
+    for (flags, expected) in [
+        (["--limit", "0"].as_slice(), "expected a whole number from 1, or a share"),
+        (&["--limit", "1.5"], "expected a whole number from 1, or a share"),
+        (&["--limit", "2", "--samples", "{}"], "cannot be used with"),
+        (&["--samples", "{\"facts\": [-1]}"], "samples: expected {\"TASK\": [0, 3]}"),
+        (&["--samples", "{\"other\": [1]}"], "`other`"),
+        (&["--batch_size", "none"], "expected `auto`"),
+        (&["--batch_size", "0"], "expected `auto`"),
+        (&["--device", "cuda"], "this program is built for `cpu`"),
+        (&["--compat", "0.3"], "expected 0.4.13 or 0.4.9.1"),
+        (&["--seed", "1,2"], "expected 1, 3 or 4 seeds"),
+        (&["--seed", "1,2,3,None"], "the last seed draws examples"),
+        (&["--log_samples"], "--output_path"),
+        (&["--model", "vllm"], "possible values: hf"),
+        (&["--model_args", "pretrained=other"], "the model is named twice"),
+        (&["--model_args", "peft=x"], "peft=x: not supported"),
+        (&["--model_args", "dtype=bfloat16"], "computed in float32"),
+        (&["--gen_kwargs", "temperature=1"], "--gen_kwargs is not supported"),
+        (&["--apply_chat_template"], "--apply_chat_template is not supported"),
+        (&["--include_path", "x"], "--include_path is not supported"),
+        (&["--predict_only"], "--predict_only is not supported"),
+        (&["--wandb_args", "project=x"], "--wandb_args is not supported"),
+    ] {
+        lab.refuse(&[&["eval", "model", "-t", "facts=q.jsonl"], flags].concat(), &[expected]);
+    }
+    lab.refuse(&["eval", "-t", "facts=q.jsonl"], &["no model: give a folder or hub id"]);
+    lab.write("cache.jsonl", "{}\n");
+    lab.refuse(
+        &["eval", "model", "-t", "facts=q.jsonl", "-c", "cache.jsonl"],
+        &["cache.jsonl: line 1 is no answer", "hint: "],
+    );
 }
 
 #[test]

@@ -65,6 +65,33 @@ fn a_disk_that_is_full_when_a_checkpoint_is_saved() {
 }
 
 #[test]
+fn a_disk_that_is_full_when_results_are_written() {
+    let lab = Lab::new();
+    let record = r#"{"question": "the", "answerKey": "A", "choices": {"text": ["a", "cat"], "label": ["A", "B"]}}"#;
+    lab.write("q.jsonl", format!("{record}\n").repeat(9));
+    let eval = ["eval", "model", "-t", "facts=q.jsonl"];
+    for (more, name) in [
+        (["-o", "out", "-s"].as_slice(), "out/model/samples_facts_"),
+        (&["-o", "out"], "out/model/results_"),
+        (&["-c", "cache.jsonl"], "cache.jsonl"),
+    ] {
+        let args = [&eval[..], more].concat();
+        let output = limited(&lab, 1, &args).output().unwrap();
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert!(message.starts_with("error: ") && message.contains(name), "{message}");
+        assert!(message.contains("File too large") && message.contains("hint: "), "{message}");
+        let half = lab.files().into_keys().find(|path| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            name.contains("partial") || name.starts_with("results_") || name.starts_with("samples_")
+        });
+        assert_eq!(half, None);
+        lab.succeed(&args);
+        drop(fs::remove_dir_all(lab.path("out")));
+    }
+}
+
+#[test]
 fn a_full_device_fails_and_stays_a_device() {
     let lab = Lab::new();
     let full = || OpenOptions::new().write(true).open("/dev/full").unwrap();

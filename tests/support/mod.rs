@@ -11,7 +11,8 @@ use serde_json::{Map, Value, json};
 /// The program under test.
 pub const RELUFY: &str = env!("CARGO_BIN_EXE_relufy");
 
-const WORDS: [&str; 12] =
+/// The words that the tokenizer knows.
+pub const WORDS: [&str; 12] =
     ["the", "a", "cat", "dog", "bird", "sees", "likes", "follows", "red", "small", "old", "."];
 
 /// A run that trains for three steps.

@@ -291,91 +291,10 @@ impl RunResult {
             seconds: more.seconds,
         })
     }
-
-    /// Versions by name: numbers of tasks, texts of groups.
-    pub(crate) fn versions(&self) -> BTreeMap<String, Value> {
-        let tasks = self.tasks.iter().filter_map(|task| Some((task.name.clone(), task.version?.into())));
-        let groups =
-            self.groups.iter().map(|group| (group.name.clone(), group.version.to_string().into()));
-        tasks.chain(groups).collect()
-    }
-
-    /// Examples in front of a question; of a group where all its own tasks agree.
-    pub(crate) fn n_shot(&self) -> BTreeMap<String, usize> {
-        let mut shots: BTreeMap<String, usize> =
-            self.tasks.iter().map(|task| (task.name.clone(), task.shots)).collect();
-        for group in self.groups_parents_first() {
-            let mut known = group.members.iter().filter_map(|member| shots.get(member)).copied();
-            if let Some(first) = known.next().filter(|first| known.all(|other| other == *first)) {
-                shots.insert(group.name.clone(), first);
-            }
-        }
-        shots
-    }
-
-    /// Which metrics are better when they are higher, of tasks and of groups of tasks.
-    pub(crate) fn higher_is_better(&self) -> BTreeMap<String, Map<String, Value>> {
-        let directions = |task: &TaskResult| -> Map<String, Value> {
-            let direction = |metric: Metric| (metric.name().into(), metric.is_accuracy().into());
-            metrics(&task.metrics).map(|(metric, _)| direction(metric)).collect()
-        };
-        let mut all: BTreeMap<String, Map<String, Value>> =
-            self.tasks.iter().map(|task| (task.name.clone(), directions(task))).collect();
-        for group in self.groups_parents_first() {
-            let known = group.members.iter().filter_map(|member| all.get(member)).flatten();
-            let of_group: Map<String, Value> =
-                known.map(|(metric, higher)| (metric.clone(), higher.clone())).collect();
-            if !of_group.is_empty() {
-                all.insert(group.name.clone(), of_group);
-            }
-        }
-        all
-    }
-
-    /// Groups, each before those within it.
-    pub(crate) fn groups_parents_first(&self) -> Vec<&GroupResult> {
-        let mut order = Vec::new();
-        let is_member = |group: &&GroupResult| {
-            self.groups.iter().any(|other| other.members.contains(&group.name))
-        };
-        for root in self.groups.iter().filter(|group| !is_member(group)) {
-            self.walk(root, &mut order, true);
-        }
-        order
-    }
-
-    /// Groups, each behind those within it.
-    pub(crate) fn groups_children_first(&self) -> Vec<&GroupResult> {
-        let mut order = Vec::new();
-        for group in self.groups_parents_first() {
-            self.walk(group, &mut order, false);
-        }
-        order
-    }
-
-    fn walk<'a>(&'a self, group: &'a GroupResult, order: &mut Vec<&'a GroupResult>, first: bool) {
-        let known = |order: &[&GroupResult]| order.iter().any(|seen| seen.name == group.name);
-        if known(order) {
-            return;
-        }
-        if first {
-            order.push(group);
-        }
-        for member in &group.members {
-            let inner = self.groups.iter().find(|inner| inner.name == *member);
-            // A group within itself has no end.
-            if let Some(inner) = inner.filter(|inner| inner.name != group.name) {
-                self.walk(inner, order, first);
-            }
-        }
-        if !first && !known(order) {
-            order.push(group);
-        }
-    }
 }
 
 /// Metrics in the harness's order.
-fn metrics(metrics: &BTreeMap<Metric, Estimate>) -> impl Iterator<Item = (Metric, Estimate)> {
+pub(super) fn metrics(metrics: &BTreeMap<Metric, Estimate>) -> impl Iterator<Item = (Metric, Estimate)> {
     let mut sorted: Vec<_> = metrics.iter().map(|(metric, value)| (*metric, *value)).collect();
     sorted.sort_by_key(|(metric, _)| place(*metric));
     sorted.into_iter()
@@ -489,4 +408,119 @@ fn read_group(file: &File, name: &str, members: &Value) -> Result<GroupResult> {
 
 fn missing(section: &str, name: &str) -> Error {
     Error::Json(serde::de::Error::custom(format!("`{name}` is missing in `{section}`")))
+}
+
+#[cfg(test)]
+mod tests {
+    use relufy_spec::Stage;
+
+    use super::super::example;
+    use super::*;
+    use crate::request::Exclusion;
+
+    fn run() -> RunResult {
+        let mut subject = example::task("mmlu_anatomy", &[(Metric::Acc, 0.1 + 0.2, Some(0.04))]);
+        subject.alias = Some("anatomy".into());
+        subject.shots = 5;
+        subject.excluded =
+            vec![Excluded { document: 3, reason: Exclusion::NoContinuationToken }];
+        subject.densities = Some(SiteDensities { qkv: 0.1, o: 1.0, up: 0.3, down: 1.0 / 3.0 });
+        subject.config.insert("dataset_path".into(), "cais/mmlu".into());
+        let lambada = [
+            (Metric::Acc, 0.0, None),
+            (Metric::Perplexity, f64::INFINITY, Some(5004117871.73247)),
+        ];
+        let mut trivia = example::task("triviaqa", &[(Metric::ExactMatch, 0.5, Some(0.1))]);
+        trivia.filter = "remove_whitespace".into();
+        let mut corpus = example::task("wikitext", &[(Metric::BitsPerByte, 3.6, None)]);
+        corpus.version = None;
+        let tasks = vec![subject, example::task("lambada", &lambada), trivia, corpus];
+        let mut run = example::run("org/model", Stage::Two, 1_000, tasks);
+        run.limit = Some(Limit::Share(0.25));
+        run.settings.pretrained = Some("runs/a b".into());
+        run.settings.date = 1_795_309_996.997_131_3;
+        run.settings.seeds[1] = None;
+        let group = |name: &str, alias: Option<&str>, member: &str| GroupResult {
+            name: name.into(),
+            alias: alias.map(str::to_owned),
+            version: 2.0,
+            members: vec![member.into()],
+            documents: 100,
+            metrics: [(Metric::Acc, Estimate { value: 0.3, stderr: None })].into(),
+        };
+        run.groups =
+            vec![group("mmlu", None, "mmlu_stem"), group("mmlu_stem", Some("stem"), "mmlu_anatomy")];
+        run
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_to_the_last_bit() {
+        let run = run();
+        let read = RunResult::from_json(&run.to_json(Map::new()).unwrap()).unwrap();
+        assert_eq!(read, run);
+        assert_eq!(RunResult::from_json(&read.to_json(Map::new()).unwrap()).unwrap(), run);
+    }
+
+    #[test]
+    fn keys_are_the_harness_own() {
+        let text = run().to_json(Map::new()).unwrap();
+        let file: Value = serde_json::from_str(&text).unwrap();
+        let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        // The top of a file of lm_eval 0.4.13, and what we add.
+        let expected = "results groups group_subtasks configs versions n-shot higher_is_better \
+            n-samples config git_hash date pretty_env_info transformers_version lm_eval_version \
+            upper_git_hash tokenizer_pad_token tokenizer_eos_token tokenizer_bos_token \
+            eot_token_id max_length task_hashes model_source model_name model_name_sanitized \
+            system_instruction system_instruction_sha fewshot_as_multiturn chat_template \
+            chat_template_sha total_evaluation_time_seconds relufication";
+        assert_eq!(keys(&file).join(" "), expected);
+        assert_eq!(
+            keys(&file["config"]).join(" "),
+            "model model_args model_num_parameters model_dtype model_revision model_sha \
+             batch_size batch_sizes device use_cache limit bootstrap_iters gen_kwargs random_seed \
+             numpy_seed torch_seed fewshot_seed"
+        );
+        assert_eq!(
+            keys(&file["results"]["lambada"]).join(" "),
+            "name alias sample_len perplexity,none perplexity_stderr,none acc,none acc_stderr,none"
+        );
+        assert_eq!(file["results"]["lambada"]["acc_stderr,none"], "N/A");
+        assert_eq!(file["results"]["lambada"]["perplexity,none"], "inf");
+        assert_eq!(
+            keys(&file["results"]["mmlu"]).join(" "),
+            "alias name sample_len acc,none acc_stderr,none sample_count"
+        );
+        assert_eq!(file["results"]["triviaqa"]["exact_match,remove_whitespace"], 0.5);
+        // Parts before the whole among results, the whole first among groups.
+        assert!(keys(&file["results"]).ends_with(&["mmlu_stem".into(), "mmlu".into()]));
+        assert_eq!(keys(&file["group_subtasks"]), ["mmlu", "mmlu_stem"]);
+        assert_eq!((&file["versions"]["mmlu"], &file["versions"]["triviaqa"]), (&json!("2"), &json!(1.0)));
+        assert_eq!(file["versions"].get("wikitext"), None);
+        assert_eq!((&file["n-shot"]["mmlu_stem"], file["n-shot"].get("mmlu")), (&json!(5), None));
+        assert_eq!(file["higher_is_better"]["mmlu_stem"], json!({"acc": true}));
+        assert_eq!(file["n-samples"]["lambada"], json!({"original": 120, "effective": 100}));
+        assert_eq!(file["tokenizer_pad_token"], json!([null, "None"]));
+        assert_eq!(file["tokenizer_eos_token"], json!(["</s>", "2"]));
+        assert_eq!(file["model_name_sanitized"], "runs__a b");
+        assert_eq!(file["relufication"]["tasks"]["mmlu_anatomy"]["excluded"][0]["document"], 3);
+        assert!(text.starts_with("{\n  \"results\": {\n    \"mmlu_anatomy\": {\n"), "{text}");
+    }
+
+    #[test]
+    fn what_is_no_result_of_ours_is_refused() {
+        let why = |text: &str| RunResult::from_json(text).unwrap_err().to_string();
+        assert!(why("{}").contains("missing field `results`"), "{}", why("{}"));
+        let mut file: Value = serde_json::from_str(&run().to_json(Map::new()).unwrap()).unwrap();
+        file["relufication"]["format"] = 2.into();
+        let older = why(&file.to_string());
+        assert!(older.contains("format of the result: expected 3, found 2"), "{older}");
+        // What lm_eval itself writes.
+        file.as_object_mut().unwrap().remove("relufication");
+        let harness = why(&file.to_string());
+        assert!(harness.contains("missing field `relufication`"), "{harness}");
+        let mut file: Value = serde_json::from_str(&run().to_json(Map::new()).unwrap()).unwrap();
+        file["results"].as_object_mut().unwrap().remove("triviaqa");
+        let less = why(&file.to_string());
+        assert!(less.contains("`triviaqa` is missing in `results`"), "{less}");
+    }
 }

@@ -7,6 +7,7 @@ pub(crate) mod example;
 mod file;
 mod folder;
 mod interval;
+mod order;
 mod pyjson;
 mod samples;
 

@@ -133,7 +133,7 @@ fn notes(
     let widest = errors
         .flat_map(|error| [error.mean.qkv, error.mean.down, error.mean.up])
         .fold(f64::NAN, f64::max);
-    if widest.is_finite() {
+    if widest > 0.0 {
         notes.push(format!(
             "Zeros have 95 % intervals over documents of at most ± {:.2} points (JSON and CSV have each).",
             100.0 * widest
