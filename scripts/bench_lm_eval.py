@@ -10,11 +10,11 @@ A task's result is the median of its pairs' ratios.
     python3 scripts/bench_lm_eval.py --data DIR --model DIR --model ANOTHER --pairs 5
     python3 scripts/bench_lm_eval.py --data DIR --model DIR --tasks piqa,mmlu --limit 40 --json out.json
 
-What the times hold. The harness: `evaluate()`, that is building the requests, tokenising, scoring
-and the metrics, without bootstrap (`bootstrap_iters=0`) and without samples; imports, loading the
-model, reading the data sets and building the tasks are over before. relufy: the seconds its results
-file gives for the task (`relufication.tasks.TASK.seconds`), which hold the same steps, and the
-counting of densities. relufy starts anew for each run, the harness stays alive.
+Both times are those of asking the model: tokenising all requests and scoring them. The harness: its
+`loglikelihood`, `loglikelihood_rolling` and `generate_until`. relufy: the seconds its results file gives
+for each task (`relufication.tasks.TASK.seconds`), in which it counts densities too. In neither are
+imports, loading the model, reading the data sets, building the prompts and the metrics. relufy starts
+anew for each run, the harness stays alive.
 
 The harness gets the batch size with which it is fastest, found for each task and model on the
 first `--tune-limit` documents. Sizes whose logits would take more than half of the free memory are
@@ -29,6 +29,7 @@ for five subjects, five-shot. Leave the machine alone while this runs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -39,7 +40,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Callable, Iterator
 
 TASKS = ["arc_easy", "arc_challenge", "hellaswag", "boolq", "piqa", "lambada_openai", "winogrande", "sciq",
          "openbookqa", "mmlu"]
@@ -116,14 +117,12 @@ class Harness:
         return min(longest, self.lm.max_length)
 
     def run(self, loaded: dict[str, Any], limit: int, batch_size: int | str) -> tuple[float, dict[str, Any]]:
-        """Seconds of one evaluation, and its results."""
+        """Seconds the model was asked in one evaluation, and the results."""
         self.lm.batch_size_per_gpu = batch_size
-        with self.local.quiet():
-            start = time.perf_counter()
+        with self.local.quiet(), stopwatch(self.lm) as seconds:
             results = self.local.evaluator.evaluate(lm=self.lm, task_dict=loaded, limit=limit, bootstrap_iters=0,
                                                     log_samples=False)
-            seconds = time.perf_counter() - start
-        return seconds, results["results"]
+        return sum(seconds), results["results"]
 
     def tune(self, loaded: dict[str, Any], limit: int, sizes: list[int | str]) -> dict[str, float]:
         """Seconds with each batch size that fits into memory."""
@@ -137,6 +136,29 @@ class Harness:
                 continue
             seconds[str(size)] = self.run(loaded, limit, size)[0]
         return seconds
+
+
+@contextlib.contextmanager
+def stopwatch(lm: Any) -> Iterator[list[float]]:
+    """The seconds of each call of the methods through which `evaluate` asks the model."""
+    seconds: list[float] = []
+
+    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(requests: list[Any]) -> list[Any]:
+            start = time.perf_counter()
+            answers = method(requests)
+            seconds.append(time.perf_counter() - start)
+            return answers
+        return call
+
+    names = ("loglikelihood", "loglikelihood_rolling", "generate_until")
+    for name in names:
+        setattr(lm, name, timed(getattr(lm, name)))
+    try:
+        yield seconds
+    finally:
+        for name in names:
+            delattr(lm, name)
 
 
 def free_memory() -> int:
