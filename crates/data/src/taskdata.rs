@@ -95,20 +95,7 @@ impl TaskData {
     /// [`Error::Io`].
     pub fn local_splits(&self, repo: &str, config: &str) -> Result<Option<Vec<String>>> {
         let TaskData::Local(root) = self else { return Ok(None) };
-        let folder = root.join(repo).join(config);
-        let mut splits = Vec::new();
-        for entry in std::fs::read_dir(&folder).map_err(|e| Error::io(&folder, e))? {
-            let name = entry.map_err(|e| Error::io(&folder, e))?.file_name();
-            let name = name.to_string_lossy();
-            if let Some((split, ending)) = name.split_once('.')
-                && ENDINGS.contains(&ending)
-            {
-                splits.push(split.to_owned());
-            }
-        }
-        splits.sort();
-        splits.dedup();
-        Ok(Some(splits))
+        splits_in(&root.join(repo).join(config)).map(Some)
     }
 }
 
@@ -123,14 +110,34 @@ pub fn load_file(file: &Path) -> Result<Split> {
 fn local_files(root: &Path, repo: &str, config: &str, split: &str) -> Result<Vec<PathBuf>> {
     let folder = root.join(repo).join(config);
     let found = ENDINGS.iter().map(|e| folder.join(format!("{split}.{e}"))).find(|f| f.is_file());
-    found.map(|file| vec![file]).ok_or_else(|| {
-        no_split(
-            repo,
-            config,
-            split,
-            format!("{}", folder.join(split).display()) + ".{jsonl,parquet}[.zst|.gz]",
-        )
-    })
+    if let Some(file) = found {
+        return Ok(vec![file]);
+    }
+    let there = match splits_in(&folder) {
+        Ok(splits) if splits.is_empty() => "the folder has no split".to_owned(),
+        Ok(splits) => format!("there is {}", splits.join(", ")),
+        Err(_) => "there is no such folder".to_owned(),
+    };
+    let file = folder.join(split);
+    let looked_for = format!("{}.{{jsonl,parquet}}[.zst|.gz] ({there})", file.display());
+    Err(no_split(repo, config, split, looked_for))
+}
+
+/// The splits that have a file in a folder, sorted.
+fn splits_in(folder: &Path) -> Result<Vec<String>> {
+    let mut splits = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+        let name = entry.map_err(|e| Error::io(folder, e))?.file_name();
+        let name = name.to_string_lossy();
+        if let Some((split, ending)) = name.split_once('.')
+            && ENDINGS.contains(&ending)
+        {
+            splits.push(split.to_owned());
+        }
+    }
+    splits.sort();
+    splits.dedup();
+    Ok(splits)
 }
 
 /// The names under which the datasets library and the hub's converter store a split:

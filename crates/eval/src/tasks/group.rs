@@ -72,26 +72,11 @@ fn mean(tasks: &[&TaskResult], metric: Metric) -> Option<Estimate> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::results::example;
     use crate::tasks::Mmlu;
 
     fn task(name: &str, documents: usize, value: f64, stderr: Option<f64>) -> TaskResult {
-        TaskResult {
-            name: name.into(),
-            alias: None,
-            version: Some(1.0),
-            source: String::new(),
-            filter: "none".into(),
-            shots: 0,
-            split_documents: documents,
-            documents,
-            requests: documents,
-            tokens: 1,
-            excluded: Vec::new(),
-            metrics: [(Metric::Acc, Estimate { value, stderr })].into(),
-            densities: None,
-            seconds: 0.0,
-            config: serde_json::Map::new(),
-        }
+        TaskResult { documents, ..example::task(name, &[(Metric::Acc, value, stderr)]) }
     }
 
     fn stem() -> Group {
