@@ -88,8 +88,19 @@ fn files_have_the_harness_form_and_are_never_overwritten() {
     assert_eq!(documents.len(), 20);
     let keys: Vec<&String> = documents[3].as_object().unwrap().keys().collect();
     let expected = [
-        "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics",
-        "doc_hash", "prompt_hash", "target_hash", "acc", "acc_norm",
+        "doc_id",
+        "doc",
+        "target",
+        "arguments",
+        "resps",
+        "filtered_resps",
+        "filter",
+        "metrics",
+        "doc_hash",
+        "prompt_hash",
+        "target_hash",
+        "acc",
+        "acc_norm",
     ];
     assert_eq!(keys, expected);
     assert_eq!(documents[3]["doc_id"], 3);

@@ -132,7 +132,8 @@ fn run_task(
         prepared.documents.iter().map(|asked| asked.document.requests().len()).sum();
     let started = Instant::now();
     progress.start(&format!("{} (requests)", task.name()), Some(requests as u64));
-    let documents: Vec<&Document> = prepared.documents.iter().map(|asked| &asked.document).collect();
+    let documents: Vec<&Document> =
+        prepared.documents.iter().map(|asked| &asked.document).collect();
     let answered = ask(session, task.name(), &documents, cache, progress)?;
     progress.finish();
     let seconds = started.elapsed().as_secs_f64();
@@ -142,9 +143,8 @@ fn run_task(
         match answers.into_iter().collect::<std::result::Result<Vec<Answer>, _>>() {
             Err(reason) => excluded.push(Excluded { document: asked.id, reason }),
             Ok(answers) => {
-                let point = |metric: &Metric| {
-                    (*metric, asked.document.value(*metric, &answers, compat))
-                };
+                let point =
+                    |metric: &Metric| (*metric, asked.document.value(*metric, &answers, compat));
                 let values = task.metrics().iter().map(point).collect();
                 samples.push(Sample { asked, answers, values, activity });
             }

@@ -27,8 +27,7 @@ pub fn identity(checkpoint: &Checkpoint, tokenizer: &Tokenizer, stage: Stage) ->
     let mut files = checkpoint.weight_files();
     files.push(checkpoint.dir().join("config.json"));
     for file in files {
-        hash(&file, &mut hasher)
-            .map_err(|source| Error::Read { path: file.clone(), source })?;
+        hash(&file, &mut hasher).map_err(|source| Error::Read { path: file.clone(), source })?;
     }
     Ok(hasher.finalize().to_hex().to_string())
 }

@@ -79,8 +79,8 @@ pub fn paired_bootstrap(strata: &[Stratum], replicates: usize, seed: u32) -> Opt
 }
 
 fn ratio<'a>(pairs: impl Iterator<Item = &'a Pair>) -> f64 {
-    let (sum, weight) = pairs
-        .fold((0.0, 0.0), |(sum, weight), pair| (sum + pair.difference, weight + pair.weight));
+    let (sum, weight) =
+        pairs.fold((0.0, 0.0), |(sum, weight), pair| (sum + pair.difference, weight + pair.weight));
     sum / weight
 }
 

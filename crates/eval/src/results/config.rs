@@ -99,7 +99,9 @@ pub(crate) fn task_config(task: &dyn Task, prepared: &Prepared) -> Map<String, V
     match task.shots() {
         Shots::None => {}
         Shots::First(split) => put("fewshot_config", json!({"sampler": "first_n", "split": split})),
-        Shots::Drawn { split, .. } => put("fewshot_config", json!({"sampler": "default", "split": split})),
+        Shots::Drawn { split, .. } => {
+            put("fewshot_config", json!({"sampler": "default", "split": split}))
+        }
     }
     put("description", task.description().into());
     put("target_delimiter", " ".into());

@@ -34,7 +34,12 @@ pub(crate) fn task(name: &str, metrics: &[(Metric, f64, Option<f64>)]) -> TaskRe
 }
 
 /// A run of some tasks.
-pub(crate) fn run(name: &str, stage: Stage, tokens_trained: u64, tasks: Vec<TaskResult>) -> RunResult {
+pub(crate) fn run(
+    name: &str,
+    stage: Stage,
+    tokens_trained: u64,
+    tasks: Vec<TaskResult>,
+) -> RunResult {
     let flops = |scale: f64| FlopsReport {
         blocks: scale * 1e6,
         with_head: scale * 1.5e6,

@@ -294,7 +294,9 @@ impl RunResult {
 }
 
 /// Metrics in the harness's order.
-pub(super) fn metrics(metrics: &BTreeMap<Metric, Estimate>) -> impl Iterator<Item = (Metric, Estimate)> {
+pub(super) fn metrics(
+    metrics: &BTreeMap<Metric, Estimate>,
+) -> impl Iterator<Item = (Metric, Estimate)> {
     let mut sorted: Vec<_> = metrics.iter().map(|(metric, value)| (*metric, *value)).collect();
     sorted.sort_by_key(|(metric, _)| place(*metric));
     sorted.into_iter()
@@ -422,14 +424,11 @@ mod tests {
         let mut subject = example::task("mmlu_anatomy", &[(Metric::Acc, 0.1 + 0.2, Some(0.04))]);
         subject.alias = Some("anatomy".into());
         subject.shots = 5;
-        subject.excluded =
-            vec![Excluded { document: 3, reason: Exclusion::NoContinuationToken }];
+        subject.excluded = vec![Excluded { document: 3, reason: Exclusion::NoContinuationToken }];
         subject.densities = Some(SiteDensities { qkv: 0.1, o: 1.0, up: 0.3, down: 1.0 / 3.0 });
         subject.config.insert("dataset_path".into(), "cais/mmlu".into());
-        let lambada = [
-            (Metric::Acc, 0.0, None),
-            (Metric::Perplexity, f64::INFINITY, Some(5004117871.73247)),
-        ];
+        let lambada =
+            [(Metric::Acc, 0.0, None), (Metric::Perplexity, f64::INFINITY, Some(5004117871.73247))];
         let mut trivia = example::task("triviaqa", &[(Metric::ExactMatch, 0.5, Some(0.1))]);
         trivia.filter = "remove_whitespace".into();
         let mut corpus = example::task("wikitext", &[(Metric::BitsPerByte, 3.6, None)]);
@@ -448,8 +447,10 @@ mod tests {
             documents: 100,
             metrics: [(Metric::Acc, Estimate { value: 0.3, stderr: None })].into(),
         };
-        run.groups =
-            vec![group("mmlu", None, "mmlu_stem"), group("mmlu_stem", Some("stem"), "mmlu_anatomy")];
+        run.groups = vec![
+            group("mmlu", None, "mmlu_stem"),
+            group("mmlu_stem", Some("stem"), "mmlu_anatomy"),
+        ];
         run
     }
 
@@ -494,7 +495,10 @@ mod tests {
         // Parts before the whole among results, the whole first among groups.
         assert!(keys(&file["results"]).ends_with(&["mmlu_stem".into(), "mmlu".into()]));
         assert_eq!(keys(&file["group_subtasks"]), ["mmlu", "mmlu_stem"]);
-        assert_eq!((&file["versions"]["mmlu"], &file["versions"]["triviaqa"]), (&json!("2"), &json!(1.0)));
+        assert_eq!(
+            (&file["versions"]["mmlu"], &file["versions"]["triviaqa"]),
+            (&json!("2"), &json!(1.0))
+        );
         assert_eq!(file["versions"].get("wikitext"), None);
         assert_eq!((&file["n-shot"]["mmlu_stem"], file["n-shot"].get("mmlu")), (&json!(5), None));
         assert_eq!(file["higher_is_better"]["mmlu_stem"], json!({"acc": true}));

@@ -190,7 +190,11 @@ mod tests {
     #[test]
     fn times_are_calendar_times() {
         let at = |seconds: u64, micros: u64| {
-            time(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_micros(micros))
+            time(
+                SystemTime::UNIX_EPOCH
+                    + Duration::from_secs(seconds)
+                    + Duration::from_micros(micros),
+            )
         };
         // datetime.fromtimestamp(..., UTC).isoformat(), CPython 3.11
         assert_eq!(at(0, 0), "1970-01-01T00-00-00.000000");
@@ -208,7 +212,10 @@ mod tests {
         let first = free_time(folder.path(), "results", now);
         std::fs::write(folder.path().join(format!("samples_piqa_{first}.jsonl")), "").unwrap();
         let second = free_time(folder.path(), "results", now);
-        assert_eq!((&*first, &*second), ("1970-01-01T00-00-01.000000", "1970-01-01T00-00-01.000001"));
+        assert_eq!(
+            (&*first, &*second),
+            ("1970-01-01T00-00-01.000000", "1970-01-01T00-00-01.000001")
+        );
     }
 
     #[test]
@@ -216,7 +223,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let why = locate(folder.path()).unwrap_err().to_string();
         assert!(why.contains("holds no results_*.json"), "{why}");
-        for name in ["a/results_2026-01-02.json", "b/results_2026-01-01.json", "b/other_2027.json"] {
+        for name in ["a/results_2026-01-02.json", "b/results_2026-01-01.json", "b/other_2027.json"]
+        {
             let path = folder.path().join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "{}").unwrap();

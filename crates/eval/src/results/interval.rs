@@ -98,7 +98,8 @@ impl Spread {
         self.tokens.add(tokens, tokens);
         let mut mean = [0.0; 4];
         let layers = spec.layers.len().max(1) as f64;
-        for ((sums, nonzero), layer) in self.sites.iter_mut().zip(&document.nonzero).zip(&spec.layers)
+        for ((sums, nonzero), layer) in
+            self.sites.iter_mut().zip(&document.nonzero).zip(&spec.layers)
         {
             for (at, site) in Site::ALL.into_iter().enumerate() {
                 // In tokens, so that layers of different widths have one mean.

@@ -13,8 +13,8 @@ mod samples;
 
 use std::collections::BTreeMap;
 
-pub use config::{Settings, TokenizerInfo};
 pub(crate) use config::task_config;
+pub use config::{Settings, TokenizerInfo};
 pub use folder::Saved;
 pub(crate) use folder::{locate, samples_beside};
 pub(crate) use interval::Spread;
@@ -190,7 +190,8 @@ impl RunResult {
     /// generated.
     pub fn accuracy(&self, name: &str) -> Option<Estimate> {
         let task = self.tasks.iter().find(|task| task.name == name).map(|task| &task.metrics);
-        let group = || self.groups.iter().find(|group| group.name == name).map(|group| &group.metrics);
+        let group =
+            || self.groups.iter().find(|group| group.name == name).map(|group| &group.metrics);
         let metrics = task.or_else(group)?;
         metrics.get(&Metric::Acc).or_else(|| metrics.get(&Metric::ExactMatch)).copied()
     }

@@ -11,7 +11,8 @@ use crate::metrics::Metric;
 impl RunResult {
     /// Versions by name: numbers of tasks, texts of groups.
     pub(crate) fn versions(&self) -> BTreeMap<String, Value> {
-        let tasks = self.tasks.iter().filter_map(|task| Some((task.name.clone(), task.version?.into())));
+        let tasks =
+            self.tasks.iter().filter_map(|task| Some((task.name.clone(), task.version?.into())));
         let groups =
             self.groups.iter().map(|group| (group.name.clone(), group.version.to_string().into()));
         tasks.chain(groups).collect()
@@ -61,7 +62,8 @@ impl RunResult {
 
     fn walk(&self, parents_first: bool) -> Vec<&GroupResult> {
         let (mut order, mut seen) = (Vec::new(), BTreeSet::new());
-        let is_member = |name: &String| self.groups.iter().any(|other| other.members.contains(name));
+        let is_member =
+            |name: &String| self.groups.iter().any(|other| other.members.contains(name));
         for root in self.groups.iter().filter(|group| !is_member(&group.name)) {
             self.visit(root, parents_first, &mut order, &mut seen);
         }

@@ -77,7 +77,8 @@ fn repr(value: &Value) -> String {
             format!("[{}]", items.iter().map(repr).collect::<Vec<_>>().join(", "))
         }
         Value::Object(fields) => {
-            let field = |(key, value): (&String, &Value)| format!("{}: {}", quoted(key), repr(value));
+            let field =
+                |(key, value): (&String, &Value)| format!("{}: {}", quoted(key), repr(value));
             format!("{{{}}}", fields.iter().map(field).collect::<Vec<_>>().join(", "))
         }
     }
@@ -191,7 +192,8 @@ mod tests {
     fn floats_are_pythons() {
         let given = [0.1, 1.0, -73.92758178710938, 1e-5, 1.5e-7, 1e16, 1e15, -0.0, 0.0001, 1e300];
         // [repr(x) for x in ...], CPython 3.11
-        let expected = "0.1 1.0 -73.92758178710938 1e-05 1.5e-07 1e+16 1000000000000000.0 -0.0 0.0001 1e+300";
+        let expected =
+            "0.1 1.0 -73.92758178710938 1e-05 1.5e-07 1e+16 1000000000000000.0 -0.0 0.0001 1e+300";
         assert_eq!(given.map(float).join(" "), expected);
     }
 
@@ -213,13 +215,9 @@ mod tests {
     fn texts_are_pythons() {
         let list = json!(["a", "it's", "'\"", "\u{a0}\u{200b}é\u{e000}\u{1f600}\n\u{7f}", 3, true]);
         // str([...]), CPython 3.11
-        let expected =
-            r#"['a', "it's", '\'"', '\xa0\u200bé\ue000😀\n\x7f', 3, True]"#;
+        let expected = r#"['a', "it's", '\'"', '\xa0\u200bé\ue000😀\n\x7f', 3, True]"#;
         assert_eq!(text(&list), expected);
         assert_eq!((text(&json!("a'b")), text(&json!(2))), ("a'b".into(), "2".into()));
-        assert_eq!(
-            sha256("0"),
-            "5feceb66ffc86f38d952786c6d696c79c2dbc239dd4e91b46729d73a27fb57e9"
-        );
+        assert_eq!(sha256("0"), "5feceb66ffc86f38d952786c6d696c79c2dbc239dd4e91b46729d73a27fb57e9");
     }
 }

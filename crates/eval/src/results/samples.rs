@@ -172,9 +172,7 @@ pub(crate) fn read_samples(path: &Path) -> Result<BTreeMap<usize, Judged>> {
 fn point(value: &Value) -> Option<Point> {
     match value {
         Value::Array(pair) => match pair.as_slice() {
-            [value, weight] => {
-                Some(Point { value: value.as_f64()?, weight: weight.as_f64()? })
-            }
+            [value, weight] => Some(Point { value: value.as_f64()?, weight: weight.as_f64()? }),
             _ => None,
         },
         value => value.as_f64().map(Point::of),
@@ -188,7 +186,12 @@ mod tests {
     use crate::session::Scored;
     use crate::tasks::{Asked, Document};
 
-    fn sample(document: Document, record: Value, answers: Vec<Answer>, metrics: &[Metric]) -> Sample {
+    fn sample(
+        document: Document,
+        record: Value,
+        answers: Vec<Answer>,
+        metrics: &[Metric],
+    ) -> Sample {
         let values = metrics
             .iter()
             .map(|metric| (*metric, document.value(*metric, &answers, Compat::Current)))
@@ -219,8 +222,7 @@ mod tests {
             vec![scored(-12.5), scored(-1e-5)],
             &[Metric::Acc],
         );
-        let samples =
-            TaskSamples { task: "boolq".into(), filter: "none", samples: vec![sample] };
+        let samples = TaskSamples { task: "boolq".into(), filter: "none", samples: vec![sample] };
         let written = write_samples(&samples, Compat::Current).unwrap();
         assert_eq!(
             written.lines,
@@ -270,9 +272,13 @@ mod tests {
     #[test]
     fn generated_text_is_shown_as_it_is_and_stripped() {
         let document = Document::spoken("Q".into(), &["\n"], 256, vec!["it's".into(), "b".into()]);
-        let sample = sample(document, json!({}), vec![Answer::Text(" b ".into())], &[Metric::ExactMatch]);
+        let sample =
+            sample(document, json!({}), vec![Answer::Text(" b ".into())], &[Metric::ExactMatch]);
         let line = line(&sample, "remove_whitespace", Compat::Current).unwrap();
-        assert_eq!((line.resps[0][0].clone(), line.filtered_resps[0].clone()), (" b ".into(), "b".into()));
+        assert_eq!(
+            (line.resps[0][0].clone(), line.filtered_resps[0].clone()),
+            (" b ".into(), "b".into())
+        );
         assert_eq!(line.target, r#"["it's", 'b']"#);
         let asked = json!({"arg_0": "Q", "arg_1": {"until": ["\n"], "do_sample": false, "temperature": 0.0}});
         assert_eq!(line.arguments["gen_args_0"], asked);

@@ -185,8 +185,7 @@ pub(super) fn label(run: &RunResult) -> String {
 
 /// Mean accuracy over `tasks`; its standard error takes them for independent.
 fn average(run: &RunResult, tasks: &[&str]) -> Cell {
-    let all: Vec<Estimate> =
-        tasks.iter().filter_map(|task| run.accuracy(task)).collect();
+    let all: Vec<Estimate> = tasks.iter().filter_map(|task| run.accuracy(task)).collect();
     if all.is_empty() {
         return Cell::Empty;
     }
@@ -250,9 +249,8 @@ mod tests {
     use crate::table::Format;
 
     fn run(name: &str, stage: Stage, tokens_trained: u64, tasks: &[(&str, f64)]) -> RunResult {
-        let accuracy = |(name, value): &(&str, f64)| {
-            example::task(name, &[(Metric::Acc, *value, Some(0.04))])
-        };
+        let accuracy =
+            |(name, value): &(&str, f64)| example::task(name, &[(Metric::Acc, *value, Some(0.04))]);
         let held_out = example::task("held_out", &[(Metric::Perplexity, 12.345, None)]);
         let tasks = tasks.iter().map(accuracy).chain([held_out]).collect();
         example::run(name, stage, tokens_trained, tasks)

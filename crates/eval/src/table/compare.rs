@@ -43,10 +43,12 @@ impl Run {
     fn samples(&self, task: &str, other: &Run) -> Result<BTreeMap<usize, Judged>> {
         match samples_beside(&self.file, task) {
             Some(path) => read_samples(&path),
-            None => Err(unpaired(task, self, other, format!(
-                "{} has no samples beside it",
-                self.file.display()
-            ))),
+            None => Err(unpaired(
+                task,
+                self,
+                other,
+                format!("{} has no samples beside it", self.file.display()),
+            )),
         }
     }
 }
@@ -74,10 +76,8 @@ pub fn against_baseline(runs: &[Run], baseline: &Run) -> Result<Grid> {
             match other {
                 None => notes.push(format!("{}: {} was not asked.", task.name, baseline.name())),
                 // A corpus has no documents that stand for themselves.
-                Some(_) if task.version.is_none() => notes.push(format!(
-                    "{}: a corpus is not compared document by document.",
-                    task.name
-                )),
+                Some(_) if task.version.is_none() => notes
+                    .push(format!("{}: a corpus is not compared document by document.", task.name)),
                 Some(other) => {
                     paired.insert(task.name.as_str(), pair(run, task, baseline, other)?);
                 }
@@ -86,7 +86,13 @@ pub fn against_baseline(runs: &[Run], baseline: &Run) -> Result<Grid> {
         for task in &run.result.tasks {
             let Some(found) = paired.get(task.name.as_str()) else { continue };
             for (metric, comparison) in &found.metrics {
-                rows.extend(row(run, &task.name, *metric, std::slice::from_ref(comparison), &[1.0]));
+                rows.extend(row(
+                    run,
+                    &task.name,
+                    *metric,
+                    std::slice::from_ref(comparison),
+                    &[1.0],
+                ));
             }
             if found.apart > 0 {
                 notes.push(format!(
@@ -193,8 +199,7 @@ fn pair(run: &Run, task: &TaskResult, baseline: &Run, other: &TaskResult) -> Res
 fn means(run: &Run, paired: &BTreeMap<&str, Paired>, both: &[RunResult]) -> Vec<Vec<Cell>> {
     let accuracy = |task: &str| {
         let found = paired.get(task)?;
-        let is_headline =
-            |metric: &Metric| matches!(metric, Metric::Acc | Metric::ExactMatch);
+        let is_headline = |metric: &Metric| matches!(metric, Metric::Acc | Metric::ExactMatch);
         found.metrics.iter().find(|(metric, _)| is_headline(metric))
     };
     let mut rows = Vec::new();

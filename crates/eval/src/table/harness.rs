@@ -199,7 +199,11 @@ fn kind(text: &str) -> Kind {
         _ if text == "inf" => Kind::Infinity,
         _ if text == "nan" => Kind::Nan,
         Ok(value) if numeric && value.is_finite() => {
-            if value.fract() == 0.0 { Kind::Integer } else { Kind::Real }
+            if value.fract() == 0.0 {
+                Kind::Integer
+            } else {
+                Kind::Real
+            }
         }
         _ => Kind::Text,
     }
@@ -289,8 +293,7 @@ mod tests {
 
     #[test]
     fn numbers_share_their_decimals() {
-        let metrics =
-            [(Metric::Acc, 0.23, Some(0.0423)), (Metric::AccNorm, 0.18, Some(0.0386))];
+        let metrics = [(Metric::Acc, 0.23, Some(0.0423)), (Metric::AccNorm, 0.18, Some(0.0386))];
         assert_eq!(
             shown(vec![example::task("arc_easy", &metrics)], Vec::new()),
             "\
@@ -319,7 +322,8 @@ mod tests {
 
     #[test]
     fn a_missing_error_makes_the_column_text() {
-        let first = [(Metric::WordPerplexity, 642276.2881428653, None), (Metric::BitsPerByte, 3.607, None)];
+        let first =
+            [(Metric::WordPerplexity, 642276.2881428653, None), (Metric::BitsPerByte, 3.607, None)];
         let mut wikitext = example::task("w", &first);
         wikitext.version = Some(2.0);
         let x = example::task("x", &[(Metric::Acc, 0.5, Some(0.1))]);

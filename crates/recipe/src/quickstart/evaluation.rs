@@ -107,8 +107,7 @@ impl Model {
         };
         let (tasks, hub) = (TaskData::local(&world), Hub::from_env()?);
         let inputs = Inputs { tasks: &tasks, hub: &hub };
-        let found =
-            evaluate(&session, model, &suite, &inputs, &mut Cache::none(), progress)?;
+        let found = evaluate(&session, model, &suite, &inputs, &mut Cache::none(), progress)?;
         found.save(&folder.results(self.key), true)?;
         Ok(())
     }

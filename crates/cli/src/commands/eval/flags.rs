@@ -97,9 +97,9 @@ impl ModelArgs {
                 "revision" => args.revision = Some(value.to_owned()),
                 "max_length" => {
                     let length = value.parse().ok();
-                    args.max_length = Some(
-                        length.with_context(|| format!("--model_args max_length={value}: expected a number"))?,
-                    );
+                    args.max_length = Some(length.with_context(|| {
+                        format!("--model_args max_length={value}: expected a number")
+                    })?);
                 }
                 "dtype" if matches!(value, "float32" | "float" | "torch.float32") => {}
                 "dtype" => bail!("--model_args dtype={value}: everything is computed in float32"),
@@ -177,12 +177,28 @@ impl Missing {
             ("apply_chat_template", self.apply_chat_template.is_some(), chat),
             ("system_instruction", self.system_instruction.is_some(), chat),
             ("fewshot_as_multiturn", self.fewshot_as_multiturn.is_some(), chat),
-            ("gen_kwargs", self.gen_kwargs.is_some(), "answers are generated greedily, as the tasks say"),
-            ("include_path", self.include_path.is_some(), "for questions of your own use --tasks NAME=FILE"),
+            (
+                "gen_kwargs",
+                self.gen_kwargs.is_some(),
+                "answers are generated greedily, as the tasks say",
+            ),
+            (
+                "include_path",
+                self.include_path.is_some(),
+                "for questions of your own use --tasks NAME=FILE",
+            ),
             ("predict_only", self.predict_only, "metrics cost nothing: use --log_samples"),
             ("max_batch_size", self.max_batch_size.is_some(), "use --tokens_per_batch"),
-            ("cache_requests", self.cache_requests.is_some(), "requests are built in no time; answers are kept with --use_cache"),
-            ("check_integrity", self.check_integrity, "the tasks are part of the program and of its tests"),
+            (
+                "cache_requests",
+                self.cache_requests.is_some(),
+                "requests are built in no time; answers are kept with --use_cache",
+            ),
+            (
+                "check_integrity",
+                self.check_integrity,
+                "the tasks are part of the program and of its tests",
+            ),
             ("config", self.config.is_some(), "give flags"),
             ("metadata", self.metadata.is_some(), "no task needs any"),
             ("wandb_args", self.wandb_args.is_some(), upload),

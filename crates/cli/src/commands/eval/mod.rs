@@ -136,8 +136,12 @@ impl Eval {
         let reference = self.model_reference(&args)?;
         let suite = self.suite()?;
         stop::at_once(match &self.use_cache {
-            Some(path) => format!("\ninterrupted; the same command goes on from {}", path.display()),
-            None => "\ninterrupted; with --use_cache FILE the next one goes on where it ended".into(),
+            Some(path) => {
+                format!("\ninterrupted; the same command goes on from {}", path.display())
+            }
+            None => {
+                "\ninterrupted; with --use_cache FILE the next one goes on where it ended".into()
+            }
         })?;
 
         let bars = Bars::default();
@@ -210,7 +214,9 @@ impl Eval {
             (None, None) => bail!("no model: give a folder or hub id"),
         };
         Ok(match &args.revision {
-            Some(_) if named.contains('@') => bail!("the revision is named twice: in {named} and in --model_args"),
+            Some(_) if named.contains('@') => {
+                bail!("the revision is named twice: in {named} and in --model_args")
+            }
             Some(revision) => format!("{named}@{revision}"),
             None => named.clone(),
         })

@@ -28,7 +28,12 @@ fn costs(run: &RunResult) -> String {
     let flops = |convention| {
         let (sparse, dense) = (run.flops.get(convention), run.flops_dense.get(convention));
         let share = human::percent(sparse / dense);
-        format!("{} of {} ({share}, {})", human::count(sparse), human::count(dense), convention.name())
+        format!(
+            "{} of {} ({share}, {})",
+            human::count(sparse),
+            human::count(dense),
+            convention.name()
+        )
     };
     let mean = run.densities.mean;
     let error = run.densities.error_95.as_ref();
