@@ -56,7 +56,7 @@ pub enum Command {
     Calibrate(commands::calibrate::Calibrate),
     Init(commands::init::Init),
     Train(commands::train::Train),
-    Eval(commands::eval::Eval),
+    Eval(Box<commands::eval::Eval>),
     Table(commands::table::Table),
     Generate(commands::generate::Generate),
     Probe(commands::probe::Probe),

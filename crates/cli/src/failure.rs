@@ -115,6 +115,7 @@ fn hint_of(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
         return match error {
             Eval::Model(inner) => model_hint(inner),
             Eval::Data(inner) => data_hint(inner),
+            Eval::TaskData { source, .. } => data_hint(source),
             Eval::Spec(inner) => spec_hint(inner),
             other => eval_hint(other),
         };

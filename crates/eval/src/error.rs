@@ -34,8 +34,8 @@ pub enum Error {
     TaskData {
         /// The task.
         task: String,
-        /// What is wrong with them.
-        source: relufy_data::Error,
+        /// What is wrong with them. Boxed, as the model's.
+        source: Box<relufy_data::Error>,
     },
     /// More examples than there are records.
     #[error("task `{task}`: {wanted} examples are to be taken, but {source_name} has {found}")]

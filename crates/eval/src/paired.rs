@@ -166,7 +166,7 @@ mod tests {
         let part = stratum((0..37).map(|n| f64::from(n % 5) - 1.9));
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| paired_bootstrap(&[part.clone()], 1234, 9).unwrap())
+            pool.install(|| paired_bootstrap(std::slice::from_ref(&part), 1234, 9).unwrap())
         };
         assert_eq!(run(1), run(3));
     }

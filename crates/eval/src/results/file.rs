@@ -9,107 +9,104 @@ use relufy_spec::flops::{FlopsReport, SiteDensities};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{
-    DensityReport, Excluded, GroupResult, ModelInfo, RunResult, Settings, TaskResult,
-    TokenizerInfo, pyjson,
-};
+use super::{DensityReport, Excluded, GroupResult, ModelInfo, RunResult, TaskResult, pyjson};
+use crate::Result;
 use crate::bootstrap;
 use crate::metrics::{Estimate, Metric};
 use crate::request::Compat;
 use crate::tasks::Limit;
-use crate::{Error, Result};
 
 /// What stands for a number where the harness has none.
-const NOT_APPLICABLE: &str = "N/A";
+pub(super) const NOT_APPLICABLE: &str = "N/A";
 
 /// The whole file.
 #[derive(Serialize, Deserialize)]
-struct File {
-    results: Map<String, Value>,
+pub(super) struct File {
+    pub(super) results: Map<String, Value>,
     #[serde(default, skip_serializing_if = "Map::is_empty")]
-    groups: Map<String, Value>,
-    group_subtasks: Map<String, Value>,
-    configs: BTreeMap<String, Map<String, Value>>,
-    versions: BTreeMap<String, Value>,
+    pub(super) groups: Map<String, Value>,
+    pub(super) group_subtasks: Map<String, Value>,
+    pub(super) configs: BTreeMap<String, Map<String, Value>>,
+    pub(super) versions: BTreeMap<String, Value>,
     #[serde(rename = "n-shot")]
-    n_shot: BTreeMap<String, usize>,
-    higher_is_better: BTreeMap<String, Map<String, Value>>,
+    pub(super) n_shot: BTreeMap<String, usize>,
+    pub(super) higher_is_better: BTreeMap<String, Map<String, Value>>,
     #[serde(rename = "n-samples")]
-    n_samples: Map<String, Value>,
-    config: Config,
-    git_hash: Option<String>,
-    date: f64,
-    pretty_env_info: Option<String>,
-    transformers_version: Option<String>,
-    lm_eval_version: Option<String>,
-    upper_git_hash: Option<String>,
-    tokenizer_pad_token: (Option<String>, String),
-    tokenizer_eos_token: (Option<String>, String),
-    tokenizer_bos_token: (Option<String>, String),
-    eot_token_id: Option<u32>,
-    max_length: usize,
-    task_hashes: Map<String, Value>,
-    model_source: String,
-    model_name: String,
-    model_name_sanitized: String,
-    system_instruction: Option<String>,
-    system_instruction_sha: Option<String>,
-    fewshot_as_multiturn: bool,
-    chat_template: Option<String>,
-    chat_template_sha: Option<String>,
-    total_evaluation_time_seconds: String,
-    relufication: Value,
+    pub(super) n_samples: Map<String, Value>,
+    pub(super) config: Config,
+    pub(super) git_hash: Option<String>,
+    pub(super) date: f64,
+    pub(super) pretty_env_info: Option<String>,
+    pub(super) transformers_version: Option<String>,
+    pub(super) lm_eval_version: Option<String>,
+    pub(super) upper_git_hash: Option<String>,
+    pub(super) tokenizer_pad_token: (Option<String>, String),
+    pub(super) tokenizer_eos_token: (Option<String>, String),
+    pub(super) tokenizer_bos_token: (Option<String>, String),
+    pub(super) eot_token_id: Option<u32>,
+    pub(super) max_length: usize,
+    pub(super) task_hashes: Map<String, Value>,
+    pub(super) model_source: String,
+    pub(super) model_name: String,
+    pub(super) model_name_sanitized: String,
+    pub(super) system_instruction: Option<String>,
+    pub(super) system_instruction_sha: Option<String>,
+    pub(super) fewshot_as_multiturn: bool,
+    pub(super) chat_template: Option<String>,
+    pub(super) chat_template_sha: Option<String>,
+    pub(super) total_evaluation_time_seconds: String,
+    pub(super) relufication: Value,
 }
 
 /// How the evaluation was asked for.
 #[derive(Serialize, Deserialize)]
-struct Config {
-    model: String,
-    model_args: Map<String, Value>,
-    model_num_parameters: usize,
-    model_dtype: String,
-    model_revision: Option<String>,
-    model_sha: String,
-    batch_size: Value,
-    batch_sizes: Vec<usize>,
-    device: String,
-    use_cache: Option<String>,
-    limit: Option<Limit>,
-    bootstrap_iters: u32,
-    gen_kwargs: Option<Value>,
-    random_seed: Option<u64>,
-    numpy_seed: Option<u64>,
-    torch_seed: Option<u64>,
-    fewshot_seed: Option<u64>,
+pub(super) struct Config {
+    pub(super) model: String,
+    pub(super) model_args: Map<String, Value>,
+    pub(super) model_num_parameters: usize,
+    pub(super) model_dtype: String,
+    pub(super) model_revision: Option<String>,
+    pub(super) model_sha: String,
+    pub(super) batch_size: Value,
+    pub(super) batch_sizes: Vec<usize>,
+    pub(super) device: String,
+    pub(super) use_cache: Option<String>,
+    pub(super) limit: Option<Limit>,
+    pub(super) bootstrap_iters: u32,
+    pub(super) gen_kwargs: Option<Value>,
+    pub(super) random_seed: Option<u64>,
+    pub(super) numpy_seed: Option<u64>,
+    pub(super) torch_seed: Option<u64>,
+    pub(super) fewshot_seed: Option<u64>,
 }
 
 /// What the harness does not measure.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Relufication {
-    format: u32,
-    relufy: String,
-    compat: Compat,
-    model: ModelInfo,
-    seconds: f64,
-    tokens: u64,
-    densities: DensityReport,
-    flops: FlopsReport,
-    flops_dense: FlopsReport,
-    tasks: Map<String, Value>,
+pub(super) struct Relufication {
+    pub(super) format: u32,
+    pub(super) relufy: String,
+    pub(super) compat: Compat,
+    pub(super) model: ModelInfo,
+    pub(super) seconds: f64,
+    pub(super) tokens: u64,
+    pub(super) densities: DensityReport,
+    pub(super) flops: FlopsReport,
+    pub(super) flops_dense: FlopsReport,
+    pub(super) tasks: Map<String, Value>,
 }
 
 /// The same of one task.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct TaskDetails {
-    source: String,
-    requests: usize,
-    tokens: u64,
-    seconds: f64,
-    excluded: Vec<Excluded>,
+pub(super) struct TaskDetails {
+    pub(super) source: String,
+    pub(super) requests: usize,
+    pub(super) tokens: u64,
+    pub(super) seconds: f64,
+    pub(super) excluded: Vec<Excluded>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    densities: Option<SiteDensities>,
+    pub(super) densities: Option<SiteDensities>,
 }
 
 /// Where a metric stands among others: the harness's tasks list perplexities first.
@@ -230,67 +227,6 @@ impl RunResult {
         };
         pyjson::indented(&file)
     }
-
-    /// Reads what [`RunResult::to_json`] wrote.
-    ///
-    /// # Errors
-    /// What is no such file, or of another version.
-    pub fn from_json(text: &str) -> Result<RunResult> {
-        let mut file: File = serde_json::from_str(text)?;
-        let format = file.relufication.get("format").and_then(Value::as_u64);
-        if let Some(found) = format.filter(|format| *format != u64::from(RunResult::FORMAT)) {
-            return Err(Error::Setting {
-                what: "format of the result",
-                expected: RunResult::FORMAT.to_string(),
-                found: found.to_string(),
-            });
-        }
-        let more: Relufication = serde_json::from_value(std::mem::take(&mut file.relufication))?;
-        let tasks = more
-            .tasks
-            .into_iter()
-            .map(|(name, details)| read_task(&file, name, serde_json::from_value(details)?))
-            .collect::<Result<_>>()?;
-        let groups = file
-            .group_subtasks
-            .iter()
-            .map(|(name, members)| read_group(&file, name, members))
-            .collect::<Result<_>>()?;
-        let token = |(text, id): (Option<String>, String)| Some((text?, id.parse().ok()?));
-        let config = file.config;
-        Ok(RunResult {
-            relufy: more.relufy,
-            compat: more.compat,
-            max_length: file.max_length,
-            settings: Settings {
-                pretrained: Some(file.model_name).filter(|name| *name != more.model.name),
-                model_args: config.model_args,
-                batch_size: config.batch_size,
-                device: config.device,
-                use_cache: config.use_cache,
-                seeds: [
-                    config.random_seed,
-                    config.numpy_seed,
-                    config.torch_seed,
-                    config.fewshot_seed,
-                ],
-                date: file.date,
-            },
-            tokenizer: TokenizerInfo {
-                pad: token(file.tokenizer_pad_token),
-                eos: token(file.tokenizer_eos_token),
-                bos: token(file.tokenizer_bos_token),
-            },
-            model: more.model,
-            limit: config.limit,
-            tasks,
-            groups,
-            densities: more.densities,
-            flops: more.flops,
-            flops_dense: more.flops_dense,
-            seconds: more.seconds,
-        })
-    }
 }
 
 /// Metrics in the harness's order.
@@ -338,78 +274,6 @@ fn put_metrics(entry: &mut Map<String, Value>, of: &BTreeMap<Metric, Estimate>, 
 /// A number, or its name where JSON has none.
 fn number(value: f64) -> Value {
     if value.is_finite() { value.into() } else { value.to_string().into() }
-}
-
-fn read_number(value: &Value) -> Option<f64> {
-    match value {
-        Value::String(text) if text != NOT_APPLICABLE => text.parse().ok(),
-        value => value.as_f64(),
-    }
-}
-
-/// Metrics of an entry in `results`, and the filter in their names.
-fn read_metrics(entry: &Value) -> (BTreeMap<Metric, Estimate>, Option<String>) {
-    let (mut found, mut name) = (BTreeMap::new(), None);
-    for (key, value) in entry.as_object().into_iter().flatten() {
-        let Some((metric, filter)) = key.split_once(',') else { continue };
-        let metric = Metric::ALL.into_iter().find(|known| known.name() == metric);
-        if let (Some(metric), Some(value)) = (metric, read_number(value)) {
-            let stderr = entry.get(format!("{}_stderr,{filter}", metric.name()));
-            let stderr = stderr.and_then(read_number);
-            found.insert(metric, Estimate { value, stderr });
-            name = Some(filter.to_owned());
-        }
-    }
-    (found, name)
-}
-
-fn read_alias(entry: &Value, name: &str) -> Option<String> {
-    let alias = entry.get("alias").and_then(Value::as_str)?;
-    (alias != name).then(|| alias.to_owned())
-}
-
-fn count(value: Option<&Value>, key: &str) -> usize {
-    let count = value.and_then(|value| value.get(key)).and_then(Value::as_u64);
-    count.and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
-}
-
-fn read_task(file: &File, name: String, more: TaskDetails) -> Result<TaskResult> {
-    let entry = file.results.get(&name).ok_or_else(|| missing("results", &name))?;
-    let (metrics, filter) = read_metrics(entry);
-    Ok(TaskResult {
-        alias: read_alias(entry, &name),
-        version: file.versions.get(&name).and_then(Value::as_f64),
-        source: more.source,
-        filter: filter.unwrap_or_else(|| "none".into()),
-        shots: file.n_shot.get(&name).copied().unwrap_or(0),
-        split_documents: count(file.n_samples.get(&name), "original"),
-        documents: count(file.n_samples.get(&name), "effective"),
-        requests: more.requests,
-        tokens: more.tokens,
-        excluded: more.excluded,
-        metrics,
-        densities: more.densities,
-        seconds: more.seconds,
-        config: file.configs.get(&name).cloned().unwrap_or_default(),
-        name,
-    })
-}
-
-fn read_group(file: &File, name: &str, members: &Value) -> Result<GroupResult> {
-    let entry = file.results.get(name).ok_or_else(|| missing("results", name))?;
-    let version = file.versions.get(name).and_then(read_number);
-    Ok(GroupResult {
-        name: name.into(),
-        alias: read_alias(entry, name),
-        version: version.ok_or_else(|| missing("versions", name))?,
-        members: serde_json::from_value(members.clone())?,
-        documents: count(Some(entry), "sample_len"),
-        metrics: read_metrics(entry).0,
-    })
-}
-
-fn missing(section: &str, name: &str) -> Error {
-    Error::Json(serde::de::Error::custom(format!("`{name}` is missing in `{section}`")))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod folder;
 mod interval;
 mod order;
 mod pyjson;
+mod read;
 mod samples;
 
 use std::collections::BTreeMap;

@@ -68,7 +68,7 @@ pub(super) fn load(
         Source::Split { repo, config, split } => data.load_split(repo, config, split, progress),
         Source::File(path) => taskdata::load_file(path),
     };
-    split.map_err(|source| Error::TaskData { task: task.name().into(), source })
+    split.map_err(|source| Error::TaskData { task: task.name().into(), source: Box::new(source) })
 }
 
 /// Record `index` of a split as the task sees it, and its document.
