@@ -128,3 +128,103 @@ impl std::fmt::Display for Source {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::request::Compat;
+    use crate::session::{Answer, Scored};
+
+    /// A record with the fields of every task, by their types in each.
+    fn records() -> Vec<Value> {
+        let choices = json!({"text": ["a", "b"], "label": ["A", "B"]});
+        vec![
+            json!({"question": "q", "choices": choices, "answerKey": "B", "text": "a b",
+                "goal": "g", "sol1": "a", "sol2": "b", "label": 1, "page": "= a =\n",
+                "question_stem": "s", "passage": "p", "activity_label": "l", "ctx_a": "a",
+                "ctx_b": "b", "endings": ["x", "y"], "sentence": "a _ b", "option1": "x",
+                "option2": "y", "answer": "2", "support": "s", "distractor1": "a",
+                "distractor2": "b", "distractor3": "c", "correct_answer": "d"}),
+            json!({"question": "q", "choices": ["a", "b", "c", "d"], "answer": 3}),
+            json!({"question": "q", "answer": {"aliases": ["a", "b"]}}),
+        ]
+    }
+
+    /// `value` with each of its parts in turn missing, or replaced by what it may not be.
+    fn broken(value: &Value) -> Vec<Value> {
+        let junk = [
+            json!(null),
+            json!(-1),
+            json!(1e300),
+            json!(""),
+            json!([]),
+            json!({}),
+            json!(["", null]),
+            json!(true),
+            json!("\u{1f}é_[ "),
+            json!(u64::MAX),
+        ];
+        let mut all: Vec<Value> = junk.to_vec();
+        match value {
+            Value::Object(fields) => {
+                for (name, field) in fields {
+                    let mut without = fields.clone();
+                    without.remove(name);
+                    all.push(without.into());
+                    all.extend(broken(field).into_iter().map(|field| {
+                        let mut with = fields.clone();
+                        with.insert(name.clone(), field);
+                        with.into()
+                    }));
+                }
+            }
+            Value::Array(items) if !items.is_empty() => all.push(items[1..].to_vec().into()),
+            _ => {}
+        }
+        all
+    }
+
+    #[test]
+    fn no_record_breaks_a_task() {
+        let scored = |logprob| {
+            Answer::Likelihood(Scored {
+                logprob,
+                is_greedy: true,
+                context_tokens: 1,
+                continuation_tokens: 1,
+                truncated: 0,
+            })
+        };
+        let (mut made, mut refused) = (0, 0);
+        let records: Vec<Value> = records().iter().flat_map(broken).chain(records()).collect();
+        for task in all() {
+            for record in records.iter().filter_map(Value::as_object) {
+                let processed = task.process(record.clone());
+                match processed.and_then(|record| task.document(&record)) {
+                    Err(why) => {
+                        assert!(why.0.starts_with("field `"), "{}: {why}", task.name());
+                        refused += 1;
+                    }
+                    Ok(document) => {
+                        let answer = |at| match &document.requests()[at] {
+                            crate::Request::Generate { .. } => Answer::Text("a".into()),
+                            _ => scored(-(at as f64)),
+                        };
+                        let answers: Vec<Answer> =
+                            (0..document.requests().len()).map(answer).collect();
+                        assert!(!answers.is_empty(), "{}", task.name());
+                        for metric in task.metrics() {
+                            let point = document.value(*metric, &answers, Compat::Current);
+                            assert!(point.value.is_finite() && point.weight >= 0.0);
+                        }
+                        document.example();
+                        made += 1;
+                    }
+                }
+            }
+        }
+        assert!(made > 1000 && refused > 1000, "{made} made, {refused} refused");
+    }
+}
