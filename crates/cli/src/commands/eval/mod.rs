@@ -86,7 +86,7 @@ pub struct Eval {
         default_value_t = SessionOptions::default().tokens_per_batch)]
     tokens_per_batch: usize,
     /// `auto`: passes of --tokens_per_batch; N: passes of as many tokens as N of the longest
-    /// inputs have. Requests are packed, so it changes time and memory, no number.
+    /// inputs have. Nothing is padded: it is a matter of time and memory.
     #[arg(short, long = "batch_size", alias = "batch-size", value_name = "N", default_value = "auto",
         value_parser = flags::batch_size, conflicts_with = "tokens_per_batch")]
     batch_size: BatchSize,
