@@ -38,7 +38,7 @@ pub(super) struct Examples<'a> {
 
 enum Way<'a> {
     Same(String),
-    Drawn { pool: Cow<'a, Split>, random: Random, apart: bool },
+    Drawn { pool: Cow<'a, Split>, random: Box<Random>, apart: bool },
 }
 
 impl<'a> Examples<'a> {
@@ -70,7 +70,7 @@ impl<'a> Examples<'a> {
                 Way::Same(made.collect::<Result<_>>()?)
             }
             Shots::Drawn { split, apart } => {
-                Way::Drawn { pool: pool(split)?, random: Random::new(seed), apart }
+                Way::Drawn { pool: pool(split)?, random: Box::new(Random::new(seed)), apart }
             }
         };
         Ok(Examples { task, count, way })
