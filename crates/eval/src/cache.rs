@@ -191,9 +191,7 @@ mod tests {
         let cache = Cache::open(&path, "model", RULES).unwrap();
         assert_eq!(cache.find(&cache.key(&requests).unwrap()), Some(given));
         drop(cache);
-        for (model, rules) in
-            [("other", RULES), ("model", Rules { max_length: 8, ..RULES })]
-        {
+        for (model, rules) in [("other", RULES), ("model", Rules { max_length: 8, ..RULES })] {
             let cache = Cache::open(&path, model, rules).unwrap();
             assert_eq!((cache.len(), cache.find(&cache.key(&requests).unwrap())), (1, None));
         }

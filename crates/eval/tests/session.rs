@@ -68,7 +68,8 @@ fn documents(count: usize) -> Vec<Vec<Request>> {
     (0..count)
         .map(|n| {
             let context = format!("{examples} {}", words(n + 2, 20 + n % 7));
-            let choice = |c: usize| format!(" {}", words(100 + c, if n % 2 == 0 { 1 } else { 2 + c }));
+            let choice =
+                |c: usize| format!(" {}", words(100 + c, if n % 2 == 0 { 1 } else { 2 + c }));
             (0..4).map(|c| Request::likelihood(context.clone(), choice(c))).collect()
         })
         .collect()

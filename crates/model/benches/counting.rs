@@ -63,9 +63,8 @@ fn main() {
                 }
             })
             .collect();
-        let ratio = |(plain, counting): &(Duration, Duration)| {
-            counting.as_secs_f64() / plain.as_secs_f64()
-        };
+        let ratio =
+            |(plain, counting): &(Duration, Duration)| counting.as_secs_f64() / plain.as_secs_f64();
         pairs.sort_by(|a, b| ratio(a).total_cmp(&ratio(b)));
         let quartile = |n: usize| 100.0 * (ratio(&pairs[PAIRS * n / 4]) - 1.0);
         println!(

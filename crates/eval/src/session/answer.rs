@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::Done;
+use crate::Result;
 use crate::activity::Activity;
 use crate::request::{Exclusion, Request};
-use crate::Result;
 
 /// What the model says about a continuation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

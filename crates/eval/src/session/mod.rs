@@ -114,10 +114,14 @@ impl<'a> Session<'a> {
         for (index, (encoded, request)) in encoded.into_iter().zip(&requests).enumerate() {
             match (encoded, *request) {
                 (Err(reason), _) => open.exclude(index, reason),
-                (Ok(Encoded::Likelihood(scorable)), _) => jobs.push(Job { request: index, scorable }),
+                (Ok(Encoded::Likelihood(scorable)), _) => {
+                    jobs.push(Job { request: index, scorable })
+                }
                 (Ok(Encoded::Rolling(windows)), _) => {
                     open.expect_windows(index, windows.len());
-                    jobs.extend(windows.into_iter().map(|scorable| Job { request: index, scorable }));
+                    jobs.extend(
+                        windows.into_iter().map(|scorable| Job { request: index, scorable }),
+                    );
                 }
                 (Ok(Encoded::Prompt { ids, .. }), Request::Generate { until, max_tokens, .. }) => {
                     prompts.push(generate::Prompt { request: index, ids, until, max: *max_tokens });

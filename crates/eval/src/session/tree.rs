@@ -171,7 +171,8 @@ mod tests {
             ids.extend(vec![choice; 3]);
             ids
         };
-        let all = [(2, 8), (2, 9), (3, 8), (3, 9)].map(|(question, choice)| sequence(question, choice));
+        let all =
+            [(2, 8), (2, 9), (3, 8), (3, 9)].map(|(question, choice)| sequence(question, choice));
         assert_eq!(check(&all).nodes.len(), 1 + 2 + 4);
     }
 

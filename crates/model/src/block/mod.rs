@@ -21,8 +21,7 @@ use crate::decoder::add_into;
 use crate::layer::Joins;
 use crate::tap::{Want, show};
 use crate::{
-    Decoder, Error, Gradients, KvRows, LayerParam, NoTap, ParamId, Point, Result, Side, Tap,
-    Tokens,
+    Decoder, Error, Gradients, KvRows, LayerParam, NoTap, ParamId, Point, Result, Side, Tap, Tokens,
 };
 use attention::SavedAttention;
 use mlp::SavedMlp;
