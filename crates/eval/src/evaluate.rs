@@ -20,7 +20,6 @@ use crate::tasks::{Chosen, Document, Group, Prepared, Task};
 use crate::{Error, Result};
 
 /// What a model is evaluated on.
-#[derive(Default)]
 pub struct Suite {
     /// Tasks.
     pub tasks: Vec<Box<dyn Task>>,
@@ -30,6 +29,22 @@ pub struct Suite {
     pub corpora: Vec<Corpus>,
     /// Which documents of each task, and how they are asked.
     pub chosen: Chosen,
+    /// Replicates of the bootstrap behind a perplexity's standard error; with 0 nothing
+    /// gets a standard error, as in the harness.
+    pub bootstrap_iters: u32,
+}
+
+impl Default for Suite {
+    /// Nothing, with the harness's number of replicates.
+    fn default() -> Suite {
+        Suite {
+            tasks: Vec::new(),
+            groups: Vec::new(),
+            corpora: Vec::new(),
+            chosen: Chosen::default(),
+            bootstrap_iters: bootstrap::REPLICATES,
+        }
+    }
 }
 
 /// Where a suite's text comes from.
@@ -66,13 +81,15 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     check_names(suite)?;
     suite.chosen.check(&suite.tasks)?;
-    let (started, settings) = (Instant::now(), Settings::now());
+    let started = Instant::now();
+    let settings = Settings { bootstrap_iters: suite.bootstrap_iters, ..Settings::now() };
     let spec = session.decoder().spec();
     let mut total = Spread::new(spec.layers.len());
     let (mut tasks, mut samples) = (Vec::new(), Vec::new());
     for task in &suite.tasks {
         let prepared = crate::tasks::prepare(task.as_ref(), inputs.tasks, &suite.chosen, progress)?;
-        let (result, asked) = run_task(session, task.as_ref(), prepared, cache, progress)?;
+        let (result, asked) =
+            run_task(session, task.as_ref(), prepared, suite.bootstrap_iters, cache, progress)?;
         asked.samples.iter().for_each(|sample| total.add(&sample.activity, spec));
         tasks.push(result);
         samples.push(asked);
@@ -123,6 +140,7 @@ fn run_task(
     session: &Session<'_>,
     task: &dyn Task,
     prepared: Prepared,
+    bootstrap_iters: u32,
     cache: &mut Cache,
     progress: &dyn Progress,
 ) -> Result<(TaskResult, TaskSamples)> {
@@ -150,7 +168,7 @@ fn run_task(
             }
         }
     }
-    let metrics = aggregate(task.metrics(), &samples);
+    let metrics = aggregate(task.metrics(), &samples, bootstrap_iters);
     if metrics.is_empty() {
         let why = match excluded.first() {
             Some(first) => format!("every document is excluded; the first: {}", first.reason),
@@ -212,13 +230,17 @@ fn ask(
 }
 
 /// Each metric over all documents.
-fn aggregate(metrics: &[Metric], samples: &[Sample]) -> BTreeMap<Metric, Estimate> {
+fn aggregate(
+    metrics: &[Metric],
+    samples: &[Sample],
+    bootstrap_iters: u32,
+) -> BTreeMap<Metric, Estimate> {
     metrics
         .iter()
         .filter_map(|metric| {
             let points: Vec<Point> =
                 samples.iter().filter_map(|sample| sample.value(*metric)).collect();
-            Some((*metric, metric.aggregate(&points, bootstrap::REPLICATES)?))
+            Some((*metric, metric.aggregate(&points, bootstrap_iters)?))
         })
         .collect()
 }

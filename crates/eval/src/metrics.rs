@@ -78,7 +78,8 @@ impl Metric {
     }
 
     /// The metric over all documents. `replicates` are those of the bootstrap behind a
-    /// perplexity's standard error. `None` without documents.
+    /// perplexity's standard error; with none there is no standard error of anything.
+    /// `None` without documents.
     ///
     /// Weighted perplexities have no standard error, as in the harness.
     pub fn aggregate(self, points: &[Point], replicates: u32) -> Option<Estimate> {
@@ -100,7 +101,8 @@ impl Metric {
                 Estimate { value: -mean_by_weight() / std::f64::consts::LN_2, stderr: None }
             }
             Metric::Acc | Metric::AccNorm | Metric::ExactMatch => {
-                Estimate { value: mean(&values), stderr: mean_stderr(&values) }
+                let stderr = (replicates > 0).then(|| mean_stderr(&values)).flatten();
+                Estimate { value: mean(&values), stderr }
             }
         })
     }
@@ -202,16 +204,17 @@ mod tests {
     #[test]
     fn accuracy_of_three_in_four() {
         let points = [1.0, 0.0, 1.0, 1.0].map(Point::of);
-        let got = Metric::Acc.aggregate(&points, 0).unwrap();
+        let got = Metric::Acc.aggregate(&points, 1).unwrap();
         assert_eq!(got.value, 0.75);
         // sqrt((3 * 0.0625 + 0.5625) / 3) / 2
         assert!((got.stderr.unwrap() - 0.25).abs() < 1e-15);
+        assert_eq!(Metric::Acc.aggregate(&points, 0).unwrap().stderr, None);
     }
 
     #[test]
     fn one_document_has_no_stderr_and_none_has_no_estimate() {
-        assert_eq!(Metric::Acc.aggregate(&[Point::of(1.0)], 0).unwrap().stderr, None);
-        assert_eq!(Metric::Acc.aggregate(&[], 0), None);
+        assert_eq!(Metric::Acc.aggregate(&[Point::of(1.0)], 1).unwrap().stderr, None);
+        assert_eq!(Metric::Acc.aggregate(&[], 1), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use relufy_data::Tokenizer;
 use serde_json::{Map, Value, json};
 
+use crate::bootstrap;
 use crate::metrics::Metric;
 use crate::request::Request;
 use crate::tasks::{Prepared, Shots, Source, Task};
@@ -23,6 +24,8 @@ pub struct Settings {
     /// The harness's seeds: Python, NumPy, PyTorch, few-shot. Only the last changes
     /// anything here.
     pub seeds: [Option<u64>; 4],
+    /// Replicates of the bootstrap behind a perplexity's standard error.
+    pub bootstrap_iters: u32,
     /// When it began, in seconds since 1970.
     pub date: f64,
 }
@@ -36,6 +39,7 @@ impl Default for Settings {
             device: "cpu".into(),
             use_cache: None,
             seeds: [Some(0), Some(1234), Some(1234), Some(1234)],
+            bootstrap_iters: bootstrap::REPLICATES,
             date: 0.0,
         }
     }

@@ -11,7 +11,6 @@ use serde_json::{Map, Value, json};
 
 use super::{DensityReport, Excluded, GroupResult, ModelInfo, RunResult, TaskResult, pyjson};
 use crate::Result;
-use crate::bootstrap;
 use crate::metrics::{Estimate, Metric};
 use crate::request::Compat;
 use crate::tasks::Limit;
@@ -189,7 +188,7 @@ impl RunResult {
                 device: settings.device.clone(),
                 use_cache: settings.use_cache.clone(),
                 limit: self.limit,
-                bootstrap_iters: bootstrap::REPLICATES,
+                bootstrap_iters: settings.bootstrap_iters,
                 gen_kwargs: None,
                 random_seed,
                 numpy_seed,

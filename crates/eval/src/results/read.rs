@@ -53,6 +53,7 @@ impl RunResult {
                     config.torch_seed,
                     config.fewshot_seed,
                 ],
+                bootstrap_iters: config.bootstrap_iters,
                 date: file.date,
             },
             tokenizer: TokenizerInfo {

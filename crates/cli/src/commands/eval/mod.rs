@@ -103,6 +103,10 @@ pub struct Eval {
     #[arg(long, value_name = "SEEDS", default_value = "0,1234,1234,1234",
         value_parser = flags::seeds)]
     seed: Seeds,
+    /// Replicates of the bootstrap behind a perplexity's standard error; 0: no standard errors.
+    #[arg(long = "bootstrap_iters", alias = "bootstrap-iters", value_name = "N",
+        default_value_t = Suite::default().bootstrap_iters)]
+    bootstrap_iters: u32,
     /// Name in tables; by default the hub id or folder.
     #[arg(long)]
     name: Option<String>,
@@ -262,7 +266,8 @@ impl Eval {
             shots: self.num_fewshot,
             fewshot_seed: self.seed[3].unwrap_or(Chosen::default().fewshot_seed),
         };
-        Ok(Suite { tasks: found.tasks, groups: found.groups, corpora, chosen })
+        let bootstrap_iters = self.bootstrap_iters;
+        Ok(Suite { tasks: found.tasks, groups: found.groups, corpora, chosen, bootstrap_iters })
     }
 }
 
