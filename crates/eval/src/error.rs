@@ -12,15 +12,12 @@ pub enum Error {
     /// The model. Boxed: it is several times the size of any other.
     #[error(transparent)]
     Model(Box<relufy_model::Error>),
-    /// Task data, a corpus or the tokenizer.
+    /// Task data, a corpus or the tokenizer. Boxed for its size, too.
     #[error(transparent)]
-    Data(#[from] relufy_data::Error),
+    Data(Box<relufy_data::Error>),
     /// A config, or FLOPs of a spec.
     #[error(transparent)]
     Spec(#[from] relufy_spec::Error),
-    /// A tensor operation.
-    #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
     /// No task of that name.
     #[error("unknown task `{name}`; {known}")]
     UnknownTask {
@@ -161,6 +158,12 @@ pub enum Error {
     /// A result that cannot be written as JSON.
     #[error("cannot write the result: {0}")]
     Json(#[from] serde_json::Error),
+}
+
+impl From<relufy_data::Error> for Error {
+    fn from(error: relufy_data::Error) -> Error {
+        Error::Data(Box::new(error))
+    }
 }
 
 impl From<relufy_model::Error> for Error {
