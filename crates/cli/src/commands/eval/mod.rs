@@ -35,7 +35,7 @@ Flags have the harness's names; a `-` may stand for each `_`. Prompts and scores
 lm-evaluation-harness 0.4.13. Results are written as DIR/MODEL/results_TIME.json, never over
 earlier ones; `relufy table runs/dense runs/s1` lays them side by side.")]
 pub struct Eval {
-    /// Folder or hub id (org/name[@revision]); `ls` lists the tasks.
+    /// Folder or hub id (`org/name@revision`); `ls` lists the tasks.
     #[arg(value_name = "MODEL")]
     reference: Option<String>,
     /// `hf`, for whoever is used to it: the model is then in --model_args.
