@@ -31,7 +31,7 @@ impl Activity {
     /// Adds non-zeros at a site.
     pub(crate) fn count(&mut self, layer: usize, site: Site, nonzero: u64) {
         if let Some(sites) = self.nonzero.get_mut(layer) {
-            sites[place(site)] += nonzero;
+            sites[site.index()] += nonzero;
         }
     }
 
@@ -52,7 +52,7 @@ impl Activity {
             .zip(widths(spec))
             .map(|(nonzero, widths)| {
                 let share = |site: Site| {
-                    let at = place(site);
+                    let at = site.index();
                     nonzero[at] as f64 / (self.tokens * widths[at] as u64) as f64
                 };
                 SiteDensities {
@@ -113,8 +113,4 @@ impl Tap for RowTap {
 /// How many elements a token has at each layer's sites, in the order of `Site::ALL`.
 fn widths(spec: &DecoderSpec) -> impl Iterator<Item = [usize; 4]> + '_ {
     spec.layers.iter().map(|layer| Site::ALL.map(|site| layer.width_at(site, spec.hidden)))
-}
-
-fn place(site: Site) -> usize {
-    Site::ALL.iter().position(|candidate| *candidate == site).unwrap_or(0)
 }

@@ -124,10 +124,6 @@ impl Count {
     }
 }
 
-fn index(site: Site) -> usize {
-    Site::ALL.iter().position(|candidate| *candidate == site).unwrap_or(0)
-}
-
 impl DensityTap {
     /// For a decoder of so many layers.
     pub fn new(layers: usize) -> DensityTap {
@@ -136,15 +132,15 @@ impl DensityTap {
 
     /// The share of non-zeros at a site of a layer; NaN before anything was counted.
     pub fn layer(&self, layer: usize, site: Site) -> f64 {
-        self.counts.get(layer).map_or(f64::NAN, |sites| sites[index(site)].density())
+        self.counts.get(layer).map_or(f64::NAN, |sites| sites[site.index()].density())
     }
 
     /// The share of non-zeros at a site, over all layers.
     pub fn mean(&self, site: Site) -> f64 {
         let mut sum = Count::default();
         for sites in &self.counts {
-            sum.nonzero += sites[index(site)].nonzero;
-            sum.total += sites[index(site)].total;
+            sum.nonzero += sites[site.index()].nonzero;
+            sum.total += sites[site.index()].total;
         }
         sum.density()
     }
@@ -188,7 +184,7 @@ impl Tap for DensityTap {
 
     fn nonzero(&mut self, point: Point, nonzero: u64, total: u64) {
         if let Some(sites) = self.counts.get_mut(point.layer) {
-            let count = &mut sites[index(point.site)];
+            let count = &mut sites[point.site.index()];
             count.nonzero += nonzero;
             count.total += total;
         }

@@ -20,6 +20,11 @@ impl Site {
     /// Every site, in the order in which a token passes them.
     pub const ALL: [Site; 4] = [Site::QkvIn, Site::OIn, Site::UpIn, Site::DownIn];
 
+    /// Its place in [`Site::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
     /// The short name used on the command line and in tables: `qkv`, `o`, `up`, `down`.
     pub fn short(self) -> &'static str {
         match self {
@@ -90,5 +95,15 @@ impl SiteOps {
             Site::UpIn => self.up_in = op,
             Site::DownIn => self.down_in = op,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_site_stands_at_its_index() {
+        assert!(Site::ALL.iter().enumerate().all(|(at, site)| site.index() == at));
     }
 }

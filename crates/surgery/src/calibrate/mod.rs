@@ -174,7 +174,7 @@ impl CalibrationTap {
 
     fn site(&self, n: usize, site: Site, options: &Options) -> SiteCalibration {
         let source = if self.shared[n] && site == Site::UpIn { Site::QkvIn } else { site };
-        let histogram = self.histograms[n][index(source)].clone();
+        let histogram = self.histograms[n][source.index()].clone();
         let at = |shares: &[f64]| {
             let value = |q: &f64| Some(Quantile { q: *q, value: histogram.quantile(*q)? });
             shares.iter().filter_map(value).collect()
@@ -186,10 +186,6 @@ impl CalibrationTap {
             histogram,
         }
     }
-}
-
-fn index(site: Site) -> usize {
-    Site::ALL.iter().position(|candidate| *candidate == site).unwrap_or(0)
 }
 
 impl Tap for CalibrationTap {
@@ -205,6 +201,6 @@ impl Tap for CalibrationTap {
     }
 
     fn histogram(&mut self, point: Point, counts: &[u64]) {
-        self.histograms[point.layer][index(point.site)].add(counts);
+        self.histograms[point.layer][point.site.index()].add(counts);
     }
 }
