@@ -127,6 +127,28 @@ pub enum Error {
         /// What, in words.
         what: String,
     },
+    /// A device that is not there, or not in this build.
+    #[error("device {name}: {message}")]
+    Device {
+        /// What was asked for.
+        name: String,
+        /// Why it cannot be had.
+        message: String,
+    },
+    /// The GPU's memory is full.
+    #[error("{op}: the GPU has no memory left")]
+    OutOfMemory {
+        /// The operation that asked for more.
+        op: &'static str,
+    },
+    /// An error of the GPU, its driver or a library for it.
+    #[error("{op}: {message}")]
+    Cuda {
+        /// The operation.
+        op: &'static str,
+        /// What the library said.
+        message: String,
+    },
     /// An error of the tensor library.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

@@ -11,7 +11,10 @@
 pub mod adamw;
 pub mod attention;
 pub mod buffer;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod curve;
+pub mod device;
 pub mod embedding;
 pub mod error;
 pub mod gated;

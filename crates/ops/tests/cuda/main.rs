@@ -1,0 +1,34 @@
+//! The operations on a GPU against their CPU twins; ignored, with the reason, where there is none.
+//!
+//! `cargo test --release --features relufy-ops/cuda --test cuda` on a machine with a GPU.
+#![allow(clippy::unwrap_used, reason = "a failure is the test's failure")]
+
+use libtest_mimic::{Arguments, Trial};
+
+#[cfg(feature = "cuda")]
+mod common;
+#[cfg(feature = "cuda")]
+mod linear;
+
+fn main() {
+    libtest_mimic::run(&Arguments::from_args(), trials()).exit();
+}
+
+#[cfg(feature = "cuda")]
+fn trials() -> Vec<Trial> {
+    let all: [common::Trials; 1] = [linear::trials()];
+    match relufy_ops::device::open("cuda") {
+        Ok(_) => all.into_iter().flatten().map(common::trial).collect(),
+        Err(why) => {
+            eprintln!("ignored: {why}");
+            let ignored = |(name, _)| Trial::test(name, || Ok(())).with_ignored_flag(true);
+            all.into_iter().flatten().map(ignored).collect()
+        }
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn trials() -> Vec<Trial> {
+    eprintln!("ignored: the operations on a GPU need a build with `--features relufy-ops/cuda`");
+    vec![Trial::test("operations_on_a_gpu", || Ok(())).with_ignored_flag(true)]
+}
