@@ -123,6 +123,54 @@ pub(crate) unsafe fn as_uninit(v: &mut [f32]) -> &mut [MaybeUninit<f32>] {
     unsafe { std::slice::from_raw_parts_mut(start, len) }
 }
 
+/// The elements of a contiguous tensor on any device, f32 or bf16, copied to the host.
+///
+/// # Errors
+/// [`Error::NoKernel`] for another type, [`Error::NotContiguous`], an error of the GPU.
+pub fn to_host(t: &Tensor) -> Result<Vec<f32>> {
+    const OP: &str = "to_host";
+    #[cfg(feature = "cuda")]
+    if t.device().is_cuda() {
+        use crate::cuda::{Elem, Gpu, operand};
+        let (gpu, from) = (Gpu::of(t)?, operand(t, OP)?);
+        return match from.elem {
+            Elem::F32 => gpu.download(from.ptr, from.len, OP),
+            Elem::Bf16 => {
+                let bits: Vec<u16> = gpu.download(from.ptr, from.len, OP)?;
+                Ok(bits.into_iter().map(|bits| half::bf16::from_bits(bits).to_f32()).collect())
+            }
+        };
+    }
+    Ok(view(t, OP)?.to_vec())
+}
+
+/// Writes as many numbers as a contiguous tensor has, on any device, f32 or bf16 (rounded to the
+/// nearest).
+///
+/// # Errors
+/// [`Error::Shape`] for another number of them; as [`to_host`].
+pub fn write_from_host(t: &Tensor, values: &[f32]) -> Result<()> {
+    const OP: &str = "write_from_host";
+    if values.len() != t.elem_count() {
+        let (expected, found) = (vec![t.elem_count()], vec![values.len()]);
+        return Err(Error::Shape { op: OP, tensor: "values", expected, found });
+    }
+    #[cfg(feature = "cuda")]
+    if t.device().is_cuda() {
+        use crate::cuda::{Elem, Gpu, operand};
+        let (gpu, to) = (Gpu::of(t)?, operand(t, OP)?);
+        return match to.elem {
+            Elem::F32 => gpu.write(values, to.ptr, OP),
+            Elem::Bf16 => {
+                let bits: Vec<u16> =
+                    values.iter().map(|value| half::bf16::from_f32(*value).to_bits()).collect();
+                gpu.write(&bits, to.ptr, OP)
+            }
+        };
+    }
+    write_f32(t, OP, |to| to.copy_from_slice(values))
+}
+
 /// The width of the rows of a `[n, width]` tensor, and `n`.
 ///
 /// # Errors

@@ -26,14 +26,15 @@ pub fn forward(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> 
     let (n, inputs) = dims2(x, OP, "x")?;
     let (outputs, _) = dims2(w, OP, "w")?;
     ensure_shape(w, OP, "w", &[outputs, inputs])?;
+    if let Some(bias) = bias {
+        ensure_shape(bias, OP, "bias", &[outputs])?;
+    }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::linear::forward(x, w, bias, (n, inputs, outputs), OP);
+    }
     let (x_data, w_data) = (view(x, OP)?, view(w, OP)?);
-    let bias = match bias {
-        Some(b) => {
-            ensure_shape(b, OP, "bias", &[outputs])?;
-            Some(view(b, OP)?)
-        }
-        None => None,
-    };
+    let bias = bias.map(|bias| view(bias, OP)).transpose()?;
     let bias = bias.as_deref();
     let y = if n == 1 {
         // SAFETY: `gemv` writes each element.
@@ -70,6 +71,10 @@ pub fn backward_input(dy: &Tensor, w: &Tensor, dx: Option<Dest<'_>>) -> Result<T
         ensure_shape(dx, OP, "dx", &[n, inputs])?;
         ensure_distinct(OP, dx, &[("dy", dy), ("w", w)])?;
     }
+    #[cfg(feature = "cuda")]
+    if dy.device().is_cuda() {
+        return crate::cuda::linear::backward_input(dy, w, dx, (n, inputs, outputs), OP);
+    }
     let (dy_data, w_data) = (view(dy, OP)?, view(w, OP)?);
     let (dy_mat, w_mat) =
         (MatRef::new(&dy_data, n, outputs)?, MatRef::new(&w_data, outputs, inputs)?);
@@ -98,6 +103,11 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, rows: Range<usize>, dw: Dest<'_>
     ensure_shape(dw, OP, "dw", &[outputs, inputs])?;
     ensure_range(&rows, outputs, OP, "rows")?;
     ensure_distinct(OP, dw, &[("dy", dy), ("x", x)])?;
+    #[cfg(feature = "cuda")]
+    if dy.device().is_cuda() {
+        let sizes = (n, inputs, outputs);
+        return crate::cuda::linear::backward_weight(dy, x, rows, (dw, accum), sizes, OP);
+    }
     let (dy_data, x_data) = (view(dy, OP)?, view(x, OP)?);
     // The rows' columns of `dy`; nothing is left of an empty `dy` to begin at.
     let dy_part = dy_data.get(rows.start..).unwrap_or(&[]);
@@ -116,11 +126,16 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, rows: Range<usize>, dw: Dest<'_>
 /// As [`backward_weight`].
 pub fn backward_bias(dy: &Tensor, rows: Range<usize>, db: Dest<'_>) -> Result<()> {
     const OP: &str = "linear backward_bias";
-    let (_, outputs) = dims2(dy, OP, "dy")?;
+    let (n, outputs) = dims2(dy, OP, "dy")?;
     let (db, accum) = db;
     ensure_shape(db, OP, "db", &[outputs])?;
     ensure_range(&rows, outputs, OP, "rows")?;
     ensure_distinct(OP, db, &[("dy", dy)])?;
+    #[cfg(feature = "cuda")]
+    if dy.device().is_cuda() {
+        return crate::cuda::linear::backward_bias(dy, rows, (db, accum), (n, outputs), OP);
+    }
+    let _ = n;
     let dy_data = view(dy, OP)?;
     write_f32(db, OP, |db| {
         let db = &mut db[rows.clone()];

@@ -16,11 +16,11 @@ use crate::error::{Error, Result};
 /// A matrix on the GPU: `rows x cols` elements, rows (of the stored matrix) `stride` apart.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mat {
-    ptr: u64,
-    elem: Elem,
-    rows: usize,
-    cols: usize,
-    stride: usize,
+    pub(super) ptr: u64,
+    pub(super) elem: Elem,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) stride: usize,
     transposed: bool,
 }
 

@@ -13,6 +13,7 @@ mod gpu;
 mod launch;
 pub(crate) mod linear;
 pub(crate) mod loss;
+mod lt;
 mod memory;
 pub(crate) mod norm;
 mod operand;

@@ -102,11 +102,19 @@ pub fn cross_entropy(
     backward: Option<&Backward<'_>>,
 ) -> Result<LossOut> {
     let active = active_rows(h, head, targets)?;
-    let student = Source::new(h, head)?;
-    let teaching = teacher.map(|teacher| teaching(teacher, &student)).transpose()?;
+    check_head(h, head)?;
+    if let Some(teacher) = teacher {
+        check_teacher(teacher, h, head)?;
+    }
     if let Some(backward) = backward {
         check_backward(backward, h, head, teacher)?;
     }
+    #[cfg(feature = "cuda")]
+    if h.device().is_cuda() {
+        return crate::cuda::loss::cross_entropy(h, head, targets, &active, teacher, backward);
+    }
+    let student = Source::new(h, head)?;
+    let teaching = teacher.map(Teaching::new).transpose()?;
     let dweight = backward.and_then(|b| b.dweight.as_ref());
     let dbias = backward.and_then(|b| b.dbias);
     let n = targets.len();
@@ -142,6 +150,13 @@ struct Teaching<'a> {
     source: Source<'a>,
     temperature: f32,
     weight: f32,
+}
+
+impl<'a> Teaching<'a> {
+    fn new(teacher: &Teacher<'a>) -> Result<Self> {
+        let Teacher { temperature, weight, .. } = *teacher;
+        Ok(Teaching { source: Source::new(teacher.hidden, &teacher.head)?, temperature, weight })
+    }
 }
 
 fn run(
@@ -266,17 +281,7 @@ struct Source<'a> {
 
 impl<'a> Source<'a> {
     fn new(hidden: &'a Tensor, head: &Head<'a>) -> Result<Self> {
-        let (_, width) = dims2(hidden, OP, "h")?;
-        let (vocab, head_width) = dims2(head.weight, OP, "weight")?;
-        if head_width != width {
-            ensure_shape(head.weight, OP, "weight", &[vocab, width])?;
-        }
-        if let Some(bias) = head.bias {
-            ensure_shape(bias, OP, "bias", &[vocab])?;
-        }
-        if head.softcap.is_some_and(|cap| cap.is_nan() || cap <= 0.0) {
-            return Err(Error::Invalid { op: OP, message: "the soft cap must be positive".into() });
-        }
+        let (vocab, width) = check_head(hidden, head)?;
         Ok(Self {
             hidden: view(hidden, OP)?,
             weight: view(head.weight, OP)?,
@@ -335,6 +340,13 @@ pub fn chunk_rows(vocab: usize) -> usize {
     ((2 << 20) / vocab.max(1)).clamp(128, 512)
 }
 
+/// Rows of a chunk on a GPU, where products want many: all of `rows`, unless their logits would
+/// take more than 1 GiB.
+pub fn device_chunk_rows(vocab: usize, element_bytes: usize, rows: usize) -> usize {
+    let most = (1 << 30) / (vocab.next_multiple_of(8) * element_bytes).max(1);
+    most.max(128).min(rows).max(1)
+}
+
 /// The rows that have a target.
 fn active_rows(h: &Tensor, head: &Head<'_>, targets: &[i64]) -> Result<Vec<usize>> {
     let (n, width) = dims2(h, OP, "h")?;
@@ -362,17 +374,33 @@ fn active_rows(h: &Tensor, head: &Head<'_>, targets: &[i64]) -> Result<Vec<usize
     Ok(active)
 }
 
-fn teaching<'a>(teacher: &Teacher<'a>, student: &Source<'_>) -> Result<Teaching<'a>> {
+/// The head's vocabulary and width, which must be that of the hidden states.
+fn check_head(hidden: &Tensor, head: &Head<'_>) -> Result<(usize, usize)> {
+    let (_, width) = dims2(hidden, OP, "h")?;
+    let (vocab, head_width) = dims2(head.weight, OP, "weight")?;
+    if head_width != width {
+        ensure_shape(head.weight, OP, "weight", &[vocab, width])?;
+    }
+    if let Some(bias) = head.bias {
+        ensure_shape(bias, OP, "bias", &[vocab])?;
+    }
+    if head.softcap.is_some_and(|cap| cap.is_nan() || cap <= 0.0) {
+        return Err(Error::Invalid { op: OP, message: "the soft cap must be positive".into() });
+    }
+    Ok((vocab, width))
+}
+
+fn check_teacher(teacher: &Teacher<'_>, h: &Tensor, head: &Head<'_>) -> Result<()> {
     let Teacher { temperature, weight, .. } = *teacher;
-    let source = Source::new(teacher.hidden, &teacher.head)?;
-    let rows = student.hidden.len() / student.width;
-    ensure_shape(teacher.hidden, OP, "teacher.hidden", &[rows, source.width])?;
-    ensure_shape(teacher.head.weight, OP, "teacher.head.weight", &[student.vocab, source.width])?;
+    let (vocab, _) = check_head(h, head)?;
+    let (_, width) = check_head(teacher.hidden, &teacher.head)?;
+    ensure_shape(teacher.hidden, OP, "teacher.hidden", &[h.dims()[0], width])?;
+    ensure_shape(teacher.head.weight, OP, "teacher.head.weight", &[vocab, width])?;
     if !(temperature > 0.0 && temperature.is_finite() && (0.0..=1.0).contains(&weight)) {
         let message = format!("a teacher's temperature {temperature} and weight {weight}");
         return Err(Error::Invalid { op: OP, message });
     }
-    Ok(Teaching { source, temperature, weight })
+    Ok(())
 }
 
 /// Shapes and memory of the gradient destinations.

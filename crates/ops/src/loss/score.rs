@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::rows::{self, Summary};
-use super::{Head, OP, Rows, Source, chunk_rows};
+use super::{Head, OP, Rows, Source, check_head, chunk_rows};
 use crate::buffer::{dims2, from_vec};
 use crate::error::{Error, Result};
 
@@ -27,8 +27,7 @@ pub struct TokenScore {
 /// its index in `wanted`), shapes that do not fit, or no kernel for the device or dtype.
 pub fn score_tokens(h: &Tensor, head: &Head<'_>, wanted: &[(u32, u32)]) -> Result<Vec<TokenScore>> {
     let (n, _) = dims2(h, OP, "h")?;
-    let source = Source::new(h, head)?;
-    let vocab = source.vocab;
+    let (vocab, _) = check_head(h, head)?;
     for (index, &(row, token)) in wanted.iter().enumerate() {
         if row as usize >= n {
             let range = row as usize..row as usize + 1;
@@ -38,6 +37,11 @@ pub fn score_tokens(h: &Tensor, head: &Head<'_>, wanted: &[(u32, u32)]) -> Resul
             return Err(Error::TokenOutOfRange { op: OP, index, id: token.into(), rows: vocab });
         }
     }
+    #[cfg(feature = "cuda")]
+    if h.device().is_cuda() {
+        return crate::cuda::loss::score_tokens(h, head, wanted);
+    }
+    let source = Source::new(h, head)?;
     // What is wanted of one row lies together; the sort is stable, so that rows which come in
     // order are not moved.
     let mut order: Vec<usize> = (0..wanted.len()).collect();
@@ -77,6 +81,11 @@ pub fn score_tokens(h: &Tensor, head: &Head<'_>, wanted: &[(u32, u32)]) -> Resul
 /// Shapes that do not fit, or no kernel for the device or dtype.
 pub fn greedy_tokens(h: &Tensor, head: &Head<'_>) -> Result<Vec<Option<u32>>> {
     let (n, _) = dims2(h, OP, "h")?;
+    check_head(h, head)?;
+    #[cfg(feature = "cuda")]
+    if h.device().is_cuda() {
+        return crate::cuda::loss::greedy_tokens(h, head);
+    }
     let source = Source::new(h, head)?;
     let all: Vec<usize> = (0..n).collect();
     over_rows(
@@ -120,6 +129,11 @@ fn over_rows<T: Sync, R: Send>(
 /// Shapes that do not fit, or no kernel for the device or dtype.
 pub fn logits(h: &Tensor, head: &Head<'_>) -> Result<Tensor> {
     let (n, _) = dims2(h, OP, "h")?;
+    check_head(h, head)?;
+    #[cfg(feature = "cuda")]
+    if h.device().is_cuda() {
+        return crate::cuda::loss::logits(h, head);
+    }
     let source = Source::new(h, head)?;
     let mut logits = vec![0.0; n * source.vocab];
     source.multiply(&Rows::Run(0, &source.hidden), n, &mut logits)?;

@@ -9,6 +9,8 @@ use libtest_mimic::{Arguments, Trial};
 mod common;
 #[cfg(feature = "cuda")]
 mod linear;
+#[cfg(feature = "cuda")]
+mod loss;
 
 fn main() {
     libtest_mimic::run(&Arguments::from_args(), trials()).exit();
@@ -16,7 +18,10 @@ fn main() {
 
 #[cfg(feature = "cuda")]
 fn trials() -> Vec<Trial> {
-    let all: [common::Trials; 1] = [linear::trials()];
+    let all: Vec<common::Trials> = vec![
+        linear::trials(),
+        loss::trials(),
+    ];
     match relufy_ops::device::open("cuda") {
         Ok(_) => all.into_iter().flatten().map(common::trial).collect(),
         Err(why) => {
