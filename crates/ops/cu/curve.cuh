@@ -90,14 +90,15 @@ struct Gelu {
 struct GeluTanh {
     float p;
     static constexpr float TWO_U = 1.595769f, TWO_U_CUBIC = 0.07135482f;
-    __device__ __forceinline__ float value(float x) const {
-        return x * as_rounded(sigmoid(x * (TWO_U + TWO_U_CUBIC * x * x)));
+    // Written out, so that both round alike.
+    __device__ __forceinline__ static float share(float x) {
+        return sigmoid(x * fmaf(TWO_U_CUBIC * x, x, TWO_U));
     }
+    __device__ __forceinline__ float value(float x) const { return x * as_rounded(share(x)); }
     __device__ __forceinline__ float pull(float x, float dy, float& y) const {
-        const float cubic = TWO_U_CUBIC * x * x;
-        const float s = sigmoid(x * (TWO_U + cubic));
+        const float s = share(x);
         y = x * as_rounded(s);
-        return dy * (s + x * s * (1.f - s) * (TWO_U + 3.f * cubic));
+        return dy * (s + x * s * (1.f - s) * fmaf(3.f * TWO_U_CUBIC * x, x, TWO_U));
     }
 };
 
