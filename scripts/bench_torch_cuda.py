@@ -508,7 +508,7 @@ def arguments() -> argparse.Namespace:
     add("--rounds", type=positive, default=1, help="measurements of each row (default 1)")
     add("--steps", type=positive, help="measured steps each time (default: 20; 12 of 7b, 40 of the small ones)")
     add("--warmup", type=positive, default=3, help="steps before them, of either side (default 3)")
-    add("--attention", choices=("cudnn", "own", "both"), default="both", help="of relufy (default both)")
+    add("--attention", choices=("cudnn", "own", "auto", "both"), default="both", help="of relufy (default both)")
     add("--recompute", metavar="WHAT", help="passed on to relufy: none, selective, block, auto")
     add("--relufy-arg", action="append", default=[], help="passed on to relufy; may be repeated")
     add("--variant", action="append", default=[], metavar="LABEL=ARGUMENTS",

@@ -35,7 +35,8 @@ def cudnn() -> Path | None:
 def environment(attention: str | None = None) -> dict[str, str]:
     """This process's environment, with the libraries; those it names already come first.
 
-    `attention`: `own` for relufy's own kernels, `cudnn` for its default, nothing to leave it open.
+    `attention` is what RELUFY_ATTENTION says: `cudnn` or `own` and nothing else; without it, or with
+    `auto`, each shape gets what suits it.
     """
     settings = dict(os.environ)
     paths = [path for path in (settings.get("LD_LIBRARY_PATH"), *map(str, library_folders())) if path]
@@ -45,8 +46,8 @@ def environment(attention: str | None = None) -> dict[str, str]:
         settings.setdefault("RELUFY_CUDNN_LIB", str(library))
     if attention is not None:
         settings.pop("RELUFY_ATTENTION", None)
-    if attention == "own":
-        settings["RELUFY_ATTENTION"] = attention
+        if attention != "auto":
+            settings["RELUFY_ATTENTION"] = attention
     return settings
 
 
