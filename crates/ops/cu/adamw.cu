@@ -29,6 +29,21 @@ __device__ __forceinline__ void update(float& p, float& m, float& v, float g, co
     p = p * f.decay - f.step_size * m / (sqrtf(v) * f.root_scale + f.eps);
 }
 
+// Nothing is read again before the next step, so the caches need not keep it. The intrinsics also say
+// that the memory is global, which the compiler cannot know of addresses out of a struct.
+__device__ __forceinline__ void read(Quad<float>& q, const float* p) {
+    *reinterpret_cast<float4*>(&q) = __ldcs(reinterpret_cast<const float4*>(p));
+}
+__device__ __forceinline__ void read(Quad<bf16>& q, const bf16* p) {
+    *reinterpret_cast<uint2*>(&q) = __ldcs(reinterpret_cast<const uint2*>(p));
+}
+__device__ __forceinline__ void write(float* p, const Quad<float>& q) {
+    __stcs(reinterpret_cast<float4*>(p), *reinterpret_cast<const float4*>(&q));
+}
+__device__ __forceinline__ void write(bf16* p, const Quad<bf16>& q) {
+    __stcs(reinterpret_cast<uint2*>(p), *reinterpret_cast<const uint2*>(&q));
+}
+
 // Four elements: all is read before anything is written.
 template <typename W, typename G, typename M>
 struct Four {
@@ -44,20 +59,22 @@ __device__ __forceinline__ void step(const Item* items, const Chunk* chunks, dou
     const Chunk chunk = chunks[blockIdx.x];
     const Item item = items[chunk.item];
     const long long start = (long long)chunk.start;
-    P* param = global<P>(item.param) + start;
-    W* master = global<W>(MASTER ? item.master : item.param) + start;
-    const G* grad = global<const G>(item.grad) + start;
-    M* m = global<M>(item.m) + start;
-    M* v = global<M>(item.v) + start;
+    P* param = reinterpret_cast<P*>(item.param) + start;
+    W* master = reinterpret_cast<W*>(MASTER ? item.master : item.param) + start;
+    const G* grad = reinterpret_cast<const G*>(item.grad) + start;
+    M* m = reinterpret_cast<M*>(item.m) + start;
+    M* v = reinterpret_cast<M*>(item.v) + start;
     // As the host would, without fusing.
     f.decay = (float)__dsub_rn(1., __dmul_rn(lr, item.weight_decay));
 
     constexpr int DEEP = 2;
     const int len = (int)chunk.len;
     const int quads = item.vec && start % 4 == 0 ? len / 4 : 0;
-    auto load = [&](int i) {
-        return Four<W, G, M>{load_quad(master + i * 4), load_quad(grad + i * 4),
-                             load_quad(m + i * 4), load_quad(v + i * 4)};
+    auto load = [&](int i, Four<W, G, M>& a) {
+        read(a.w, master + i * 4);
+        read(a.g, grad + i * 4);
+        read(a.m, m + i * 4);
+        read(a.v, v + i * 4);
     };
     auto finish = [&](int i, Four<W, G, M>& a) {
         Quad<P> rounded;
@@ -70,21 +87,22 @@ __device__ __forceinline__ void step(const Item* items, const Chunk* chunks, dou
             a.v.v[k] = from_f32<M>(v);
             if (MASTER) rounded.v[k] = from_f32<P>(w);
         }
-        store_quad(master + i * 4, a.w);
-        store_quad(m + i * 4, a.m);
-        store_quad(v + i * 4, a.v);
-        if (MASTER) store_quad(param + i * 4, rounded);
+        write(master + i * 4, a.w);
+        write(m + i * 4, a.m);
+        write(v + i * 4, a.v);
+        if (MASTER) write(param + i * 4, rounded);
     };
     int i = threadIdx.x;
     for (; i + (DEEP - 1) * THREADS < quads; i += DEEP * THREADS) {
         Four<W, G, M> a[DEEP];
 #pragma unroll
-        for (int u = 0; u < DEEP; u++) a[u] = load(i + u * THREADS);
+        for (int u = 0; u < DEEP; u++) load(i + u * THREADS, a[u]);
 #pragma unroll
         for (int u = 0; u < DEEP; u++) finish(i + u * THREADS, a[u]);
     }
     for (; i < quads; i += THREADS) {
-        Four<W, G, M> a = load(i);
+        Four<W, G, M> a;
+        load(i, a);
         finish(i, a);
     }
     for (int j = quads * 4 + threadIdx.x; j < len; j += THREADS) {

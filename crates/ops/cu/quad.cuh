@@ -18,15 +18,6 @@ __device__ __forceinline__ void store_quad(T* p, const Quad<T>& q) {
     *reinterpret_cast<Quad<T>*>(p) = q;
 }
 
-// A pointer that came to the device inside a struct: the compiler cannot see that it is to global
-// memory, which has faster instructions.
-template <typename T>
-__device__ __forceinline__ T* global(unsigned long long address) {
-    T* pointer = reinterpret_cast<T*>(address);
-    __builtin_assume(__isGlobal(pointer));
-    return pointer;
-}
-
 // A block's part of an elementwise kernel: consecutive elements, several quads a thread.
 constexpr int QUAD_THREADS = 256;
 constexpr int QUADS = 4;

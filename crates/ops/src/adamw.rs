@@ -3,11 +3,11 @@
 
 use std::ops::Range;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use crate::buffer::{ensure_distinct, ensure_range, ensure_shape, view, write_f32};
+use crate::buffer::{ensure_distinct, ensure_range, ensure_shape, no_kernel, view, write_f32};
 use crate::error::{Error, Result};
 
 const OP: &str = "adamw";
@@ -30,21 +30,31 @@ pub struct AdamW {
     pub weight_decay: f64,
 }
 
-/// One step, in place on `param`, `m` and `v`, which have one shape with `grad`:
-///
-/// ```text
-/// g = grad * grad_scale;  p *= 1 - lr*wd
-/// m += (1-beta1)*(g - m);  v = beta2*v + (1-beta2)*g*g
-/// p -= lr/(1-beta1^t) * m / (sqrt(v)/sqrt(1-beta2^t) + eps)
-/// ```
-///
-/// `t` counts steps from 1. `grad_scale` is the factor of gradient clipping. With `rows`, only
-/// those indices of the leading dimension move, moments included; the ranges must ascend and not
-/// overlap.
+/// A parameter's tensors, of one shape, for [`step_all`].
+#[derive(Clone, Copy, Debug)]
+pub struct Item<'a> {
+    /// What the model computes with.
+    pub param: &'a Tensor,
+    /// Its f32 master copy, where `param` is bf16: the step is the master's, and `param` gets it
+    /// rounded.
+    pub master: Option<&'a Tensor>,
+    /// The gradient, f32 or bf16.
+    pub grad: &'a Tensor,
+    /// The first moment.
+    pub m: &'a Tensor,
+    /// The second moment, of the first one's type.
+    pub v: &'a Tensor,
+    /// As [`AdamW::weight_decay`], in its stead.
+    pub weight_decay: f64,
+    /// The only indices of the leading dimension that move, moments included; the ranges must
+    /// ascend and not overlap.
+    pub rows: Option<&'a [Range<usize>]>,
+}
+
+/// One step of one parameter: [`step_all`] with `hp`'s own weight decay and no master.
 ///
 /// # Errors
-/// Shapes that differ, `t` = 0, rows out of range or not ascending, tensors that share memory, or
-/// no kernel for the device or dtype. Nothing is changed then.
+/// As [`step_all`].
 #[allow(clippy::too_many_arguments, reason = "the optimizer's four tensors and its numbers")]
 pub fn step(
     param: &Tensor,
@@ -56,36 +66,90 @@ pub fn step(
     grad_scale: f32,
     rows: Option<&[Range<usize>]>,
 ) -> Result<()> {
-    for (name, tensor) in [("grad", grad), ("m", m), ("v", v)] {
-        ensure_shape(tensor, OP, name, param.dims())?;
-    }
+    let item = Item { param, master: None, grad, m, v, weight_decay: hp.weight_decay, rows };
+    step_all(&[item], hp, t, grad_scale)
+}
+
+/// One step of all parameters, in place on `param`, `master`, `m` and `v` of each:
+///
+/// ```text
+/// g = grad * grad_scale;  p *= 1 - lr*wd
+/// m += (1-beta1)*(g - m);  v = beta2*v + (1-beta2)*g*g
+/// p -= lr/(1-beta1^t) * m / (sqrt(v)/sqrt(1-beta2^t) + eps)
+/// ```
+///
+/// `t` counts steps from 1. `grad_scale` is the factor of gradient clipping. All tensors are on one
+/// device. On the CPU they are f32, without masters; on a GPU each may be f32 or bf16, and the
+/// arithmetic is in f32.
+///
+/// # Errors
+/// Shapes that differ, `t` = 0, rows out of range or not ascending, tensors that share memory, a
+/// master that is not f32 or whose parameter is not bf16, or no kernel for the device or dtype.
+/// Nothing is changed then.
+pub fn step_all(items: &[Item<'_>], hp: &AdamW, t: u64, grad_scale: f32) -> Result<()> {
     if t == 0 {
         return Err(Error::Invalid { op: OP, message: "steps count from 1".into() });
     }
-    ensure_distinct(OP, param, &[("grad", grad), ("m", m), ("v", v)])?;
-    ensure_distinct(OP, m, &[("grad", grad), ("v", v)])?;
-    ensure_distinct(OP, v, &[("grad", grad)])?;
-    // Fail before the first write if one of them cannot be written.
-    for tensor in [param, m, v] {
-        view(tensor, OP)?;
+    let ranges = items.iter().map(check).collect::<Result<Vec<_>>>()?;
+    let factors = |item: &Item<'_>| {
+        Factors::new(&AdamW { weight_decay: item.weight_decay, ..*hp }, t, grad_scale)
+    };
+    #[cfg(feature = "cuda")]
+    if let Some(first) = items.first().filter(|item| item.param.device().is_cuda()) {
+        return crate::cuda::adamw::step_all(items, &ranges, hp.lr, &factors(first), OP);
     }
-    let ranges = element_ranges(param, rows)?;
-    let factors = Factors::new(hp, t, grad_scale);
-    let grad = view(grad, OP)?;
-    write_f32(param, OP, |p| {
-        write_f32(m, OP, |m| {
-            write_f32(v, OP, |v| {
+    // Fail before the first write if one of them cannot be written.
+    for item in items {
+        if let Some(master) = item.master {
+            return Err(no_kernel(master, OP));
+        }
+        for tensor in [item.param, item.grad, item.m, item.v] {
+            view(tensor, OP)?;
+        }
+    }
+    for (item, ranges) in items.iter().zip(ranges) {
+        step_on_cpu(item, ranges, &factors(item))?;
+    }
+    Ok(())
+}
+
+fn step_on_cpu(item: &Item<'_>, ranges: Vec<Range<usize>>, factors: &Factors) -> Result<()> {
+    let grad = view(item.grad, OP)?;
+    write_f32(item.param, OP, |p| {
+        write_f32(item.m, OP, |m| {
+            write_f32(item.v, OP, |v| {
                 for range in ranges {
                     p[range.clone()]
                         .par_chunks_mut(CHUNK)
                         .zip(m[range.clone()].par_chunks_mut(CHUNK))
                         .zip(v[range.clone()].par_chunks_mut(CHUNK))
                         .zip(grad[range].par_chunks(CHUNK))
-                        .for_each(|(((p, m), v), g)| update(p, m, v, g, &factors));
+                        .for_each(|(((p, m), v), g)| update(p, m, v, g, factors));
                 }
             })
         })
     })??
+}
+
+/// Demands tensors that fit one another; gives the elements that move.
+fn check(item: &Item<'_>) -> Result<Vec<Range<usize>>> {
+    let Item { param, master, grad, m, v, .. } = *item;
+    for (name, tensor) in [("grad", grad), ("m", m), ("v", v)] {
+        ensure_shape(tensor, OP, name, param.dims())?;
+    }
+    ensure_distinct(OP, param, &[("grad", grad), ("m", m), ("v", v)])?;
+    ensure_distinct(OP, m, &[("grad", grad), ("v", v)])?;
+    ensure_distinct(OP, v, &[("grad", grad)])?;
+    if let Some(master) = master {
+        ensure_shape(master, OP, "master", param.dims())?;
+        ensure_distinct(OP, master, &[("param", param), ("grad", grad), ("m", m), ("v", v)])?;
+        if (param.dtype(), master.dtype()) != (DType::BF16, DType::F32) {
+            let message =
+                format!("a {:?} master of a {:?} parameter", master.dtype(), param.dtype());
+            return Err(Error::Invalid { op: OP, message });
+        }
+    }
+    element_ranges(param, item.rows)
 }
 
 /// The elements that move.
@@ -108,15 +172,15 @@ fn element_ranges(param: &Tensor, rows: Option<&[Range<usize>]>) -> Result<Vec<R
 }
 
 /// What the loop multiplies with, made in f64 once a step.
-struct Factors {
-    grad_scale: f32,
-    decay: f32,
-    beta1_rest: f32,
-    beta2: f32,
-    beta2_rest: f32,
-    step_size: f32,
-    root_scale: f32,
-    eps: f32,
+pub(crate) struct Factors {
+    pub(crate) grad_scale: f32,
+    pub(crate) decay: f32,
+    pub(crate) beta1_rest: f32,
+    pub(crate) beta2: f32,
+    pub(crate) beta2_rest: f32,
+    pub(crate) step_size: f32,
+    pub(crate) root_scale: f32,
+    pub(crate) eps: f32,
 }
 
 impl Factors {
@@ -147,7 +211,7 @@ fn update(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], f: &Factors) {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     use super::*;
 

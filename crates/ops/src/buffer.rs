@@ -171,6 +171,58 @@ pub fn write_from_host(t: &Tensor, values: &[f32]) -> Result<()> {
     write_f32(t, OP, |to| to.copy_from_slice(values))
 }
 
+/// The same numbers in fresh memory, as f32 or bf16 (rounded to the nearest, ties to even).
+///
+/// # Errors
+/// [`Error::NoKernel`] from or to another type, [`Error::NotContiguous`], an error of the GPU.
+pub fn cast(t: &Tensor, dtype: DType) -> Result<Tensor> {
+    const OP: &str = "cast";
+    ensure_float(t, t.dtype(), OP)?;
+    ensure_float(t, dtype, OP)?;
+    contiguous_range(t.layout(), OP)?;
+    #[cfg(feature = "cuda")]
+    if t.device().is_cuda() {
+        return crate::cuda::cast::cast(t, dtype, OP);
+    }
+    Ok(if t.dtype() == dtype { t.copy()? } else { t.to_dtype(dtype)? })
+}
+
+/// Copies the numbers of `src` into `dst`, of one shape and on one device; each may be f32 or bf16.
+/// Every clone and view of `dst` sees them.
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::Aliased`], and as [`cast`].
+pub fn copy_into(src: &Tensor, dst: &Tensor) -> Result<()> {
+    const OP: &str = "copy_into";
+    ensure_shape(src, OP, "src", dst.dims())?;
+    ensure_distinct(OP, dst, &[("src", src)])?;
+    for t in [src, dst] {
+        ensure_float(t, t.dtype(), OP)?;
+        contiguous_range(t.layout(), OP)?;
+    }
+    if !src.device().same_device(dst.device()) {
+        return Err(no_kernel(src, OP));
+    }
+    #[cfg(feature = "cuda")]
+    if dst.device().is_cuda() {
+        return crate::cuda::cast::copy_into(src, dst, OP);
+    }
+    if dst.elem_count() > 0 {
+        // Contiguous, so flattening gives a view of the same memory.
+        let values = src.flatten_all()?.to_dtype(dst.dtype())?;
+        dst.flatten_all()?.slice_set(&values, 0, 0)?;
+    }
+    Ok(())
+}
+
+/// Demands f32 or bf16, which conversions take.
+fn ensure_float(t: &Tensor, dtype: DType, op: &'static str) -> Result<()> {
+    match dtype {
+        DType::F32 | DType::BF16 => Ok(()),
+        _ => Err(Error::NoKernel { op, device: format!("{:?}", t.device().location()), dtype }),
+    }
+}
+
 /// The width of the rows of a `[n, width]` tensor, and `n`.
 ///
 /// # Errors
@@ -256,5 +308,29 @@ impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for Pen<F, R> {
             self.result.set(Some(f(elements)));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_change_their_type_and_place() {
+        let x = Tensor::new(&[[1f32, 1.003_906_2], [-3.0, f32::NAN]], &Device::Cpu).unwrap();
+        let half = cast(&x, DType::BF16).unwrap();
+        let back = cast(&half, DType::F32).unwrap().flatten_all().unwrap();
+        // The tie goes to the even neighbour.
+        assert_eq!(back.to_vec1::<f32>().unwrap()[..3], [1.0, 1.0, -3.0]);
+        assert!(back.to_vec1::<f32>().unwrap()[3].is_nan());
+        let target = Tensor::zeros((3, 2), DType::BF16, &Device::Cpu).unwrap();
+        copy_into(&x, &target.narrow(0, 1, 2).unwrap()).unwrap();
+        let found: Vec<half::bf16> = target.flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(found[..5].iter().map(|x| x.to_f32()).sum::<f32>(), -1.0);
+        // Fresh memory even without a change of type.
+        let same = cast(&x, DType::F32).unwrap();
+        assert!(copy_into(&x, &same).is_ok() && copy_into(&x, &x).is_err());
+        assert!(cast(&x, DType::F64).is_err() && cast(&x.t().unwrap(), DType::F32).is_err());
+        assert!(copy_into(&x, &target).is_err());
     }
 }

@@ -21,6 +21,10 @@ use crate::pointwise::Pointwise;
 pub fn forward(gu: &Tensor, f: Pointwise) -> Result<Tensor> {
     const OP: &str = "gated";
     let (n, ffn) = halves(gu, OP)?;
+    #[cfg(feature = "cuda")]
+    if gu.device().is_cuda() {
+        return crate::cuda::gated::forward(gu, f, (n, ffn), OP);
+    }
     let data = view(gu, OP)?;
     let gu_all = &*data;
     // SAFETY: `gate` writes each element of each row of each chunk.
@@ -43,6 +47,10 @@ pub fn backward(gu: &Tensor, f: Pointwise, dh: &Tensor) -> Result<Tensor> {
     const OP: &str = "gated backward";
     let (n, ffn) = halves(gu, OP)?;
     ensure_shape(dh, OP, "dh", &[n, ffn])?;
+    #[cfg(feature = "cuda")]
+    if gu.device().is_cuda() {
+        return crate::cuda::gated::backward(gu, f, dh, (n, ffn), OP);
+    }
     let (gu_data, dh_data) = (view(gu, OP)?, view(dh, OP)?);
     let (gu_all, dh_all) = (&*gu_data, &*dh_data);
     // SAFETY: `ungate` writes each element of each row of each chunk.
@@ -59,6 +67,22 @@ pub fn backward(gu: &Tensor, f: Pointwise, dh: &Tensor) -> Result<Tensor> {
     from_vec(dgu, (n, 2 * ffn), gu.device())
 }
 
+/// [`backward`] and [`forward`] at once, `(dgu, h)`: for who did not keep `h` and needs it again for
+/// the gradient of the weights behind it.
+///
+/// # Errors
+/// As [`backward`].
+pub fn backward_with_output(gu: &Tensor, f: Pointwise, dh: &Tensor) -> Result<(Tensor, Tensor)> {
+    #[cfg(feature = "cuda")]
+    if gu.device().is_cuda() {
+        const OP: &str = "gated backward";
+        let (n, ffn) = halves(gu, OP)?;
+        ensure_shape(dh, OP, "dh", &[n, ffn])?;
+        return crate::cuda::gated::backward_with_output(gu, f, dh, (n, ffn), OP);
+    }
+    Ok((backward(gu, f, dh)?, forward(gu, f)?))
+}
+
 /// Activation regularisation: adds `lambda sign(h)` to `dh` in place and returns the sum of `|h|`.
 ///
 /// The caller has divided `lambda` by whatever count its loss is a mean over. `sign(0) = 0`.
@@ -69,6 +93,10 @@ pub fn add_l1_gradient(h: &Tensor, lambda: f32, dh: &Tensor) -> Result<f64> {
     const OP: &str = "add_l1_gradient";
     ensure_shape(dh, OP, "dh", h.dims())?;
     ensure_distinct(OP, dh, &[("h", h)])?;
+    #[cfg(feature = "cuda")]
+    if h.device().is_cuda() {
+        return crate::cuda::gated::add_l1_gradient(h, lambda, dh, OP);
+    }
     let h_data = view(h, OP)?;
     let (h_all, n) = (&*h_data, h_data.len());
     // One partial sum a chunk, added in order.

@@ -45,7 +45,12 @@ pub enum Pointwise {
 /// # Errors
 /// [`crate::Error::NoKernel`], [`crate::Error::NotContiguous`].
 pub fn forward(x: &Tensor, f: Pointwise) -> Result<Tensor> {
-    let data = view(x, "pointwise")?;
+    const OP: &str = "pointwise";
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::pointwise::forward(x, f, OP);
+    }
+    let data = view(x, OP)?;
     let (x_all, n) = (&*data, data.len());
     // SAFETY: `value` writes each element of each chunk.
     let y = unsafe {
@@ -65,6 +70,12 @@ pub fn forward(x: &Tensor, f: Pointwise) -> Result<Tensor> {
 pub fn backward(x: &Tensor, f: Pointwise, dy: &Tensor) -> Result<Tensor> {
     const OP: &str = "pointwise backward";
     ensure_shape(dy, OP, "dy", x.dims())?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        let dx = crate::cuda::empty_like(x, OP)?;
+        crate::cuda::pointwise::backward(x, f, dy, &dx, OP)?;
+        return Ok(dx);
+    }
     let (x_data, dy_data) = (view(x, OP)?, view(dy, OP)?);
     let (x_all, dy_all, n) = (&*x_data, &*dy_data, x_data.len());
     // SAFETY: `pull` writes each element of each chunk.
@@ -88,6 +99,10 @@ pub fn backward_in_place(x: &Tensor, f: Pointwise, dy: &Tensor) -> Result<()> {
     const OP: &str = "pointwise backward";
     ensure_shape(dy, OP, "dy", x.dims())?;
     ensure_distinct(OP, dy, &[("x", x)])?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::pointwise::backward(x, f, dy, dy, OP);
+    }
     let x_data = view(x, OP)?;
     let (x_all, n) = (&*x_data, x_data.len());
     write_f32(dy, OP, |dy| {

@@ -21,7 +21,24 @@ const CHUNK: usize = 1 << 15;
 /// # Errors
 /// No kernel for the device or dtype, or not contiguous; so for every function here.
 pub fn sum_of_squares(t: &Tensor) -> Result<f64> {
+    #[cfg(feature = "cuda")]
+    if t.device().is_cuda() {
+        return crate::cuda::reduce::sum_of_squares(t, OP);
+    }
     Ok(over_chunks(t, squares)?.into_iter().sum())
+}
+
+/// The sum of squares over many tensors of one device, as if they were one: for the norm of a
+/// model's gradient, which a GPU gives in one go.
+///
+/// # Errors
+/// As [`sum_of_squares`].
+pub fn sum_of_squares_of(tensors: &[&Tensor]) -> Result<f64> {
+    #[cfg(feature = "cuda")]
+    if tensors.first().is_some_and(|t| t.device().is_cuda()) {
+        return crate::cuda::reduce::sum_of_squares_of(tensors, OP);
+    }
+    tensors.iter().map(|t| sum_of_squares(t)).sum()
 }
 
 /// How many elements are not exactly 0; NaN counts as not 0.
@@ -29,6 +46,10 @@ pub fn sum_of_squares(t: &Tensor) -> Result<f64> {
 /// # Errors
 /// As [`sum_of_squares`].
 pub fn count_nonzero(t: &Tensor) -> Result<u64> {
+    #[cfg(feature = "cuda")]
+    if t.device().is_cuda() {
+        return crate::cuda::reduce::count_nonzero(t, OP);
+    }
     Ok(over_chunks(t, nonzeros)?.into_iter().sum())
 }
 
@@ -41,6 +62,10 @@ pub fn count_nonzero_rows(t: &Tensor) -> Result<Vec<u32>> {
     if u32::try_from(width).is_err() {
         let what = format!("rows of {width} elements");
         return Err(Error::Unsupported { op: OP, what });
+    }
+    #[cfg(feature = "cuda")]
+    if t.device().is_cuda() {
+        return crate::cuda::reduce::count_nonzero_rows(t, (rows, width), OP);
     }
     let mut counts = vec![0; rows];
     if let Some(rows_of_task) = CHUNK.checked_div(width).map(|rows| rows.max(1)) {
@@ -60,6 +85,10 @@ pub fn count_nonzero_rows(t: &Tensor) -> Result<Vec<u32>> {
 /// As [`sum_of_squares`], or not two dimensions.
 pub fn count_nonzero_columns(t: &Tensor) -> Result<Vec<u64>> {
     let (_, width) = dims2(t, OP, "t")?;
+    #[cfg(feature = "cuda")]
+    if t.device().is_cuda() {
+        return crate::cuda::reduce::count_nonzero_columns(t, dims2(t, OP, "t")?, OP);
+    }
     let mut counts = vec![0; width];
     let data = view(t, OP)?;
     // Columns are cut, not rows, so that each count has one owner.
@@ -74,6 +103,10 @@ pub fn count_nonzero_columns(t: &Tensor) -> Result<Vec<u64>> {
 /// # Errors
 /// As [`sum_of_squares`].
 pub fn all_finite(t: &Tensor) -> Result<bool> {
+    #[cfg(feature = "cuda")]
+    if t.device().is_cuda() {
+        return crate::cuda::reduce::all_finite(t, OP);
+    }
     Ok(over_chunks(t, finite)?.into_iter().all(|finite| finite))
 }
 
@@ -82,6 +115,10 @@ pub fn all_finite(t: &Tensor) -> Result<bool> {
 /// # Errors
 /// As [`sum_of_squares`].
 pub fn max_abs(t: &Tensor) -> Result<f32> {
+    #[cfg(feature = "cuda")]
+    if t.device().is_cuda() {
+        return crate::cuda::reduce::max_abs(t, OP);
+    }
     let larger = |a: f32, b: f32| if b > a || b.is_nan() { b } else { a };
     Ok(over_chunks(t, largest)?.into_iter().fold(0.0, larger))
 }
@@ -91,6 +128,10 @@ pub fn max_abs(t: &Tensor) -> Result<f32> {
 /// # Errors
 /// As [`sum_of_squares`].
 pub fn scale_in_place(t: &Tensor, factor: f32) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if t.device().is_cuda() {
+        return crate::cuda::reduce::scale_in_place(t, factor, OP);
+    }
     write_f32(t, OP, |data| {
         data.par_chunks_mut(CHUNK).for_each(|chunk| chunk.iter_mut().for_each(|x| *x *= factor));
     })
@@ -103,6 +144,10 @@ pub fn scale_in_place(t: &Tensor, factor: f32) -> Result<()> {
 pub fn add_in_place(dst: &Tensor, src: &Tensor) -> Result<()> {
     ensure_shape(src, OP, "src", dst.dims())?;
     ensure_distinct(OP, dst, &[("src", src)])?;
+    #[cfg(feature = "cuda")]
+    if dst.device().is_cuda() {
+        return crate::cuda::reduce::add_in_place(dst, src, OP);
+    }
     let src = view(src, OP)?;
     write_f32(dst, OP, |dst| {
         dst.par_chunks_mut(CHUNK).zip(src.par_chunks(CHUNK)).for_each(|(dst, src)| {
@@ -116,6 +161,10 @@ pub fn add_in_place(dst: &Tensor, src: &Tensor) -> Result<()> {
 /// # Errors
 /// As [`sum_of_squares`].
 pub fn fill(t: &Tensor, value: f32) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if t.device().is_cuda() {
+        return crate::cuda::reduce::fill(t, value, OP);
+    }
     write_f32(t, OP, |data| data.par_chunks_mut(CHUNK).for_each(|chunk| chunk.fill(value)))
 }
 
@@ -128,6 +177,10 @@ pub fn fill(t: &Tensor, value: f32) -> Result<()> {
 pub fn histogram(t: &Tensor, edges: &[f32]) -> Result<Vec<u64>> {
     if !edges.is_sorted_by(|a, b| a < b) || edges.iter().any(|e| e.is_nan()) {
         return Err(Error::Invalid { op: "histogram", message: "the edges must ascend".into() });
+    }
+    #[cfg(feature = "cuda")]
+    if t.device().is_cuda() {
+        return crate::cuda::reduce::histogram(t, edges, OP);
     }
     let partial = over_chunks(t, |chunk| {
         let mut counts = vec![0u64; edges.len() + 1];
@@ -230,6 +283,8 @@ mod tests {
             assert_eq!(count_nonzero(&t).unwrap(), nonzero);
             assert_eq!(max_abs(&t).unwrap(), x.iter().fold(0f32, |a, b| a.max(b.abs())));
             assert!(all_finite(&t).unwrap());
+            let twice = sum_of_squares_of(&[&t, &tensor(&[]), &t]).unwrap();
+            assert!((twice - 2.0 * squares).abs() <= 1e-12 * squares);
         }
     }
 

@@ -15,6 +15,10 @@ pub fn gather(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
     const OP: &str = "rows::gather";
     let (n, width) = dims2(x, OP, "x")?;
     check_rows(OP, rows, n)?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::rows::gather(x, rows, width, OP);
+    }
     let source = view(x, OP)?;
     let mut out = Vec::with_capacity(rows.len() * width);
     for row in rows {
@@ -39,6 +43,10 @@ pub fn scatter(x: &Tensor, cols: Range<usize>, target: &Tensor, rows: &[usize]) 
     }
     check_rows(OP, rows, m)?;
     ensure_distinct(OP, target, &[("x", x)])?;
+    #[cfg(feature = "cuda")]
+    if target.device().is_cuda() {
+        return crate::cuda::rows::scatter((x, width), cols, target, rows, OP);
+    }
     let source = view(x, OP)?;
     write_f32(target, OP, |out| {
         for (i, row) in rows.iter().enumerate() {
@@ -60,6 +68,10 @@ pub fn relocate(t: &Tensor, moves: &[(usize, usize, usize)]) -> Result<()> {
         for start in [from, to] {
             ensure_range(&(start..start.saturating_add(len)), n, OP, "rows")?;
         }
+    }
+    #[cfg(feature = "cuda")]
+    if t.device().is_cuda() {
+        return crate::cuda::rows::relocate(t, moves, width, OP);
     }
     write_f32(t, OP, |data| {
         for &(from, to, len) in moves {

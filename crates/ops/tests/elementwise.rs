@@ -69,6 +69,9 @@ proptest! {
             check(&[&gu], &dh, &Found { y, gradients }, |t| {
                 formula(f, &t[0].narrow(1, 0, ffn)?)? * t[0].narrow(1, ffn, ffn)?
             });
+            let (dgu, h) = gated::backward_with_output(&gu, f, &dh).unwrap();
+            prop_assert_eq!(bits(&dgu), bits(&gated::backward(&gu, f, &dh).unwrap()));
+            prop_assert_eq!(bits(&h), bits(&gated::forward(&gu, f).unwrap()));
         }
     }
 

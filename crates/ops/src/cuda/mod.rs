@@ -6,6 +6,9 @@
 
 pub(crate) mod adamw;
 pub(crate) mod attention;
+pub(crate) mod cast;
+#[cfg(feature = "cudnn")]
+pub(crate) mod cudnn;
 pub(crate) mod embedding;
 pub(crate) mod gated;
 pub(crate) mod gemm;
@@ -18,6 +21,7 @@ mod memory;
 pub(crate) mod norm;
 mod operand;
 pub(crate) mod pointwise;
+mod quads;
 pub(crate) mod reduce;
 pub(crate) mod rope;
 pub(crate) mod rows;

@@ -108,8 +108,13 @@ pub(crate) fn empty(
     device: &Device,
     op: &'static str,
 ) -> Result<Tensor> {
+    let shape = shape.into();
+    if shape.elem_count() == 0 {
+        // The driver does not promise to allocate nothing.
+        return Ok(Tensor::zeros(1, dtype, device)?.narrow(0, 0, 0)?.reshape(shape)?);
+    }
     // SAFETY: the operation writes every element before anything reads one.
-    unsafe { Tensor::empty(shape.into(), dtype, device) }.map_err(|error| {
+    unsafe { Tensor::empty(shape, dtype, device) }.map_err(|error| {
         // candle wraps the driver's error in text.
         match error.to_string().contains("OUT_OF_MEMORY") {
             true => Error::OutOfMemory { op },
