@@ -13,7 +13,7 @@ use relufy_spec::{DecoderSpec, Position};
 use crate::block::Saved;
 use crate::layer::{LayerPlan, NormPlan, inverse_frequencies, norm_plan};
 use crate::params::empty_layout;
-use crate::{Error, KvRows, LayerParam, ParamId, Params, Result, Tap, Tokens};
+use crate::{Error, KvRows, LayerParam, ParamId, Params, Recompute, Result, Tap, Tokens};
 
 /// A decoder that runs.
 pub struct Decoder {
@@ -142,15 +142,19 @@ impl Decoder {
         Ok(norm::forward(&x, &self.last_norm()?)?.0)
     }
 
-    /// The walk that keeps what the backward pass needs: everything, or (`lean`) only what
-    /// enters each block.
-    pub(crate) fn walk(&self, tokens: &Tokens, lean: bool, tap: &mut dyn Tap) -> Result<Walk> {
+    /// The walk that keeps what the backward pass needs.
+    pub(crate) fn walk(
+        &self,
+        tokens: &Tokens,
+        recompute: Recompute,
+        tap: &mut dyn Tap,
+    ) -> Result<Walk> {
         let rope = self.prepare(tokens)?;
         let mut x = self.embed(tokens)?;
         let mut blocks = Vec::with_capacity(self.layers.len());
         for n in 0..self.layers.len() {
             let (out, saved) = self.block(n, x.clone(), tokens, rope.as_deref(), None, tap)?;
-            blocks.push(if lean { Saved::Input(x) } else { Saved::All(Box::new(saved)) });
+            blocks.push(Saved::keep(x, saved, recompute));
             x = out;
         }
         let (hidden, final_stats) = norm::forward(&x, &self.last_norm()?)?;

@@ -5,21 +5,11 @@ use relufy_ops::buffer::Accum;
 use relufy_ops::loss::{self, Backward, LossOut, Teacher};
 use relufy_ops::{embedding, norm};
 use relufy_spec::Position;
+pub use relufy_spec::memory::Recompute;
 
 use crate::block::{BackwardPass, L1};
 use crate::decoder::{Walk, position_rows};
-use crate::{Decoder, Error, Gradients, NoTap, ParamId, Result, Tap, Tokens};
-
-/// How much of the forward pass is computed again instead of kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Recompute {
-    /// Every activation is kept: fastest.
-    #[default]
-    None,
-    /// Only what enters each block is kept: one more forward pass, far less memory.
-    Block,
-}
+use crate::{Decoder, Error, Gradients, LayerParam, NoTap, ParamId, Result, Tap, Tokens};
 
 /// What is minimised, and how.
 #[derive(Clone, Copy, Default)]
@@ -76,6 +66,9 @@ impl std::ops::AddAssign for StepLoss {
     }
 }
 
+/// Is told of parameters whose gradients are final; some may be frozen, or not there at all.
+pub type OnFinal<'a> = &'a mut dyn FnMut(&Gradients, &[ParamId]) -> Result<()>;
+
 impl Decoder {
     /// The loss of a batch. `targets[i]` is what token `i` should predict, or
     /// [`crate::IGNORE`].
@@ -101,17 +94,39 @@ impl Decoder {
         gradients: &mut Gradients,
         tap: &mut dyn Tap,
     ) -> Result<StepLoss> {
+        self.forward_backward_with(tokens, targets, objective, gradients, tap, &mut |_, _| Ok(()))
+    }
+
+    /// As [`Decoder::forward_backward`]; `on_final` is called with parameters as soon as the pass
+    /// will not write their gradients again, nor read the parameters: an optimizer may step them.
+    /// Every trained parameter is named once, layers from the last to the first.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward_backward`], and those of `on_final`.
+    pub fn forward_backward_with(
+        &self,
+        tokens: &Tokens,
+        targets: &[i64],
+        objective: &Objective<'_>,
+        gradients: &mut Gradients,
+        tap: &mut dyn Tap,
+        on_final: OnFinal<'_>,
+    ) -> Result<StepLoss> {
         self.check_targets(tokens, targets)?;
         let gradients = &*gradients;
-        let walk = self.walk(tokens, objective.recompute == Recompute::Block, tap)?;
+        let walk = self.walk(tokens, objective.recompute, tap)?;
         let out = self.loss_backward(tokens, targets, objective, gradients, &walk.hidden)?;
+        if !self.spec().head.tied {
+            on_final(gradients, &[ParamId::Head])?;
+        }
+        on_final(gradients, &[ParamId::HeadBias])?;
         let l1 = objective.l1.map(|lambda| L1 {
             lambda: lambda * objective.scale / self.layers.len().max(1) as f32,
             sum: 0.0,
         });
         let d_hidden =
             out.dh.ok_or_else(|| Error::Invalid("no gradient of the loss".to_owned()))?;
-        let l1 = self.walk_back(tokens, walk, &d_hidden, gradients, l1)?;
+        let l1 = self.walk_back(tokens, walk, d_hidden, gradients, l1, on_final)?;
         Ok(StepLoss {
             sum: out.sum,
             count: out.count,
@@ -158,9 +173,10 @@ impl Decoder {
         &self,
         tokens: &Tokens,
         walk: Walk,
-        d_hidden: &Tensor,
+        d_hidden: Tensor,
         gradients: &Gradients,
         l1: Option<L1>,
+        on_final: OnFinal<'_>,
     ) -> Result<Option<L1>> {
         let (weight, bias) =
             (gradients.target(ParamId::FinalNorm), gradients.target(ParamId::FinalNormBias));
@@ -170,11 +186,13 @@ impl Decoder {
             &walk.last,
             &self.last_norm()?,
             &walk.final_stats,
-            d_hidden,
+            &d_hidden,
             (&dx, Accum::Overwrite),
             weight.as_ref().map(|target| (target.tensor, target.accum)),
             bias.as_ref().map(|target| (target.tensor, target.accum)),
         )?;
+        drop((d_hidden, walk.hidden, walk.last));
+        on_final(gradients, &[ParamId::FinalNorm, ParamId::FinalNormBias])?;
         let rope = self.prepare(tokens)?;
         let mut pass = BackwardPass { tokens, rope: rope.as_deref(), gradients, l1 };
         let embeds = gradients.wants(ParamId::Embed) || gradients.wants(ParamId::Positions);
@@ -185,6 +203,7 @@ impl Decoder {
             }
             let below = embeds || lowest.is_some_and(|lowest| n > lowest);
             self.block_backward(n, saved, &dx, below, &mut pass)?;
+            on_final(gradients, &LayerParam::ALL.map(|param| ParamId::Layer(n, param)))?;
         }
         let l1 = pass.l1;
         if let Some(target) = gradients.target(ParamId::Embed) {
@@ -197,6 +216,7 @@ impl Decoder {
             let rows = position_rows(tokens, *offset);
             embedding::backward(&rows, &dx, None, (target.tensor, target.accum))?;
         }
+        on_final(gradients, &[ParamId::Embed, ParamId::Positions])?;
         Ok(l1)
     }
 

@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::gemm::{MatMut, MatRef, Threads, gemm};
 use crate::gemv::gemv;
 use crate::par::{for_chunks, grain};
+use crate::pointwise::{self, Pointwise};
 
 /// `y = x W^T (+ b)`: `x` `[n, in]`, `w` `[out, in]`, `bias` `[out]`, `y` `[n, out]`.
 ///
@@ -55,6 +56,23 @@ pub fn forward(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> 
         )?
     };
     from_vec(y, (n, outputs), x.device())
+}
+
+/// `max(x W^T + b, 0)`: the up projection of an MLP whose activation is ReLU, in one pass over the
+/// output where a bias is there on a GPU. Its gradient's mask is that the output is positive.
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_relu(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let (true, Some(bias)) = (x.device().is_cuda(), bias) {
+        const OP: &str = "linear with ReLU";
+        let ((n, inputs), (outputs, _)) = (dims2(x, OP, "x")?, dims2(w, OP, "w")?);
+        ensure_shape(w, OP, "w", &[outputs, inputs])?;
+        ensure_shape(bias, OP, "bias", &[outputs])?;
+        return crate::cuda::linear::forward_relu(x, w, bias, (n, inputs, outputs), OP);
+    }
+    pointwise::forward(&forward(x, w, bias)?, Pointwise::Relu)
 }
 
 /// `dx = dy W`: `dy` `[n, out]`, `w` `[out, in]`, `dx` `[n, in]`. With a destination it is written

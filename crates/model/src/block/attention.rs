@@ -8,20 +8,29 @@ use relufy_ops::pointwise::{self, Pointwise};
 use relufy_ops::rope::{self, RopeTable};
 use relufy_spec::{Position, Site};
 
-use super::{BackwardPass, apply};
+use super::{Again, BackwardPass, apply};
 use crate::layer::{LayerPlan, NormPlan, rope_pairs};
 use crate::tap::show;
 use crate::{Decoder, KvRows, LayerParam, ParamId, Point, Result, Side, Tap, Tokens};
 
 /// What attention's backward pass reads.
 pub(super) struct SavedAttention {
-    input: Tensor,
+    /// What the projections read; `None` where it is computed again.
+    input: Option<Tensor>,
     /// After norms and rotation of queries and keys.
     qkv: Tensor,
     qk_stats: Option<(NormStats, NormStats)>,
     core: attention::Saved,
-    /// What the output projection reads.
-    o_input: Tensor,
+    /// What the output projection reads; `None` where it is computed again.
+    o_input: Option<Tensor>,
+}
+
+impl SavedAttention {
+    /// Lets go of what the block can compute again at little cost.
+    pub(super) fn forget_inputs(&mut self) {
+        self.input = None;
+        self.o_input = None;
+    }
 }
 
 impl Decoder {
@@ -66,6 +75,7 @@ impl Decoder {
         let o_input = apply(&core.out, plan.o_in)?;
         show(tap, point(Side::At), &o_input)?;
         let out = self.linear(n, LayerParam::O, LayerParam::OBias, &o_input)?;
+        let (input, o_input) = (Some(input), Some(o_input));
         Ok((out, SavedAttention { input, qkv, qk_stats, core, o_input }))
     }
 
@@ -74,12 +84,18 @@ impl Decoder {
         &self,
         n: usize,
         saved: &SavedAttention,
+        input: Again<'_>,
         dy: &Tensor,
         wants_input: bool,
         pass: &BackwardPass<'_>,
     ) -> Result<Option<Tensor>> {
         let plan = &self.layers[n];
-        self.linear_backward(n, LayerParam::O, LayerParam::OBias, &saved.o_input, dy, pass)?;
+        let o_input = match &saved.o_input {
+            Some(kept) => kept.clone(),
+            None => apply(&saved.core.out, plan.o_in)?,
+        };
+        self.linear_backward(n, LayerParam::O, LayerParam::OBias, &o_input, dy, pass)?;
+        drop(o_input);
         use LayerParam::*;
         let projections = [Qkv, QkvBias, QNorm, KNorm];
         let trained = projections.iter().any(|p| pass.gradients.wants(ParamId::Layer(n, *p)));
@@ -105,7 +121,8 @@ impl Decoder {
                 norm::backward_heads(&d_qkv, cols, dim, &norm, stats, dest)?;
             }
         }
-        self.linear_backward(n, Qkv, QkvBias, &saved.input, &d_qkv, pass)?;
+        let input = saved.input.clone().map_or_else(input, Ok)?;
+        self.linear_backward(n, Qkv, QkvBias, &input, &d_qkv, pass)?;
         if !wants_input {
             return Ok(None);
         }

@@ -9,6 +9,8 @@
 mod attention;
 mod mlp;
 
+use std::cell::OnceCell;
+
 use candle_core::Tensor;
 use relufy_ops::buffer::Accum;
 use relufy_ops::linear;
@@ -21,7 +23,7 @@ use crate::decoder::add_into;
 use crate::layer::Joins;
 use crate::tap::{Want, show};
 use crate::{
-    Decoder, Error, Gradients, KvRows, LayerParam, NoTap, ParamId, Point, Result, Side, Tap, Tokens,
+    Decoder, Error, Gradients, KvRows, LayerParam, NoTap, ParamId, Point, Recompute, Result, Side, Tap, Tokens,
 };
 use attention::SavedAttention;
 use mlp::SavedMlp;
@@ -34,7 +36,7 @@ pub(crate) enum Saved {
     All(Box<SavedBlock>),
 }
 
-/// Every activation that the backward pass reads.
+/// What the backward pass reads; what `None` stands for is computed again there.
 pub(crate) struct SavedBlock {
     /// What the first norm reads.
     x: Tensor,
@@ -46,6 +48,20 @@ pub(crate) struct SavedBlock {
     attention: SavedAttention,
     mlp: SavedMlp,
 }
+
+impl SavedBlock {
+    /// What a norm read, and its statistics.
+    fn of_norm(&self, n: usize, which: Which) -> Result<(&Tensor, &NormStats)> {
+        let (x, stats) = match which {
+            Which::Attention => (&self.x, Some(&self.attention_stats)),
+            Which::Mlp => (&self.mid, self.mlp_stats.as_ref()),
+        };
+        Ok((x, stats.ok_or_else(|| Error::Invalid(format!("layer {n} has one norm")))?))
+    }
+}
+
+/// The input of a branch, computed again.
+type Again<'a> = &'a dyn Fn() -> Result<Tensor>;
 
 /// What a backward pass carries from block to block.
 pub(crate) struct BackwardPass<'a> {
@@ -70,6 +86,21 @@ pub(crate) struct L1 {
 enum Which {
     Attention,
     Mlp,
+}
+
+impl Saved {
+    /// What `recompute` keeps of a block that read `x`.
+    pub fn keep(x: Tensor, mut saved: SavedBlock, recompute: Recompute) -> Saved {
+        match recompute {
+            Recompute::Block => return Saved::Input(x),
+            Recompute::Inputs => {
+                saved.attention.forget_inputs();
+                saved.mlp.forget_inputs();
+            }
+            Recompute::None => {}
+        }
+        Saved::All(Box::new(saved))
+    }
 }
 
 impl Decoder {
@@ -135,21 +166,32 @@ impl Decoder {
         match self.layers[n].joins {
             Joins::Sequential => {
                 let second_norm = attention || trained(&[MlpNorm, MlpNormBias]);
-                if let Some(d) = self.mlp_backward(n, &saved.mlp, dx, second_norm, pass)? {
+                let input = || self.norm_again(n, Which::Mlp, &saved);
+                if let Some(d) = self.mlp_backward(n, &saved.mlp, &input, dx, second_norm, pass)? {
                     self.norm_backward(n, Which::Mlp, &saved, &d, dx, pass)?;
                 }
+                let (kept, input) =
+                    (&saved.attention, || self.norm_again(n, Which::Attention, &saved));
                 if attention
                     && let Some(d) =
-                        self.attention_backward(n, &saved.attention, dx, first_norm, pass)?
+                        self.attention_backward(n, kept, &input, dx, first_norm, pass)?
                 {
                     self.norm_backward(n, Which::Attention, &saved, &d, dx, pass)?;
                 }
             }
             // Both branches read the output's gradient, so both run before a norm adds to it.
             Joins::ParallelShared => {
-                let mlp = self.mlp_backward(n, &saved.mlp, dx, first_norm, pass)?;
-                let attention =
-                    self.attention_backward(n, &saved.attention, dx, first_norm, pass)?;
+                let again = OnceCell::new();
+                let input = || match again.get() {
+                    Some(input) => Ok(Tensor::clone(input)),
+                    None => {
+                        let input = self.norm_again(n, Which::Attention, &saved)?;
+                        Ok(again.get_or_init(|| input).clone())
+                    }
+                };
+                let mlp = self.mlp_backward(n, &saved.mlp, &input, dx, first_norm, pass)?;
+                let kept = &saved.attention;
+                let attention = self.attention_backward(n, kept, &input, dx, first_norm, pass)?;
                 if let (Some(mlp), Some(attention)) = (mlp, attention) {
                     let both = add_into(&mlp, attention)?;
                     self.norm_backward(n, Which::Attention, &saved, &both, dx, pass)?;
@@ -157,9 +199,11 @@ impl Decoder {
             }
             Joins::ParallelSeparate => {
                 let second_norm = below || trained(&[MlpNorm, MlpNormBias]);
-                let mlp = self.mlp_backward(n, &saved.mlp, dx, second_norm, pass)?;
-                let attention =
-                    self.attention_backward(n, &saved.attention, dx, first_norm, pass)?;
+                let input = || self.norm_again(n, Which::Mlp, &saved);
+                let mlp = self.mlp_backward(n, &saved.mlp, &input, dx, second_norm, pass)?;
+                let (kept, input) =
+                    (&saved.attention, || self.norm_again(n, Which::Attention, &saved));
+                let attention = self.attention_backward(n, kept, &input, dx, first_norm, pass)?;
                 if let Some(d) = mlp {
                     self.norm_backward(n, Which::Mlp, &saved, &d, dx, pass)?;
                 }
@@ -203,11 +247,7 @@ impl Decoder {
         pass: &BackwardPass<'_>,
     ) -> Result<()> {
         let (_, op) = self.site_of(n, which);
-        let (x, stats) = match which {
-            Which::Attention => (&saved.x, Some(&saved.attention_stats)),
-            Which::Mlp => (&saved.mid, saved.mlp_stats.as_ref()),
-        };
-        let stats = stats.ok_or_else(|| Error::Invalid(format!("layer {n} has one norm")))?;
+        let (x, stats) = saved.of_norm(n, which)?;
         let (weight, bias) = norm_ids(n, which);
         let (weight, bias) = (pass.gradients.target(weight), pass.gradients.target(bias));
         norm::backward(
@@ -220,6 +260,13 @@ impl Decoder {
             bias.as_ref().map(|target| (target.tensor, target.accum)),
         )?;
         Ok(())
+    }
+
+    /// What the norm and its site's operation gave in the forward pass, computed again.
+    fn norm_again(&self, n: usize, which: Which, saved: &SavedBlock) -> Result<Tensor> {
+        let (_, op) = self.site_of(n, which);
+        let (x, stats) = saved.of_norm(n, which)?;
+        Ok(norm::again(x, &self.block_norm(n, which, op)?, stats)?)
     }
 
     fn linear(&self, n: usize, weight: LayerParam, bias: LayerParam, x: &Tensor) -> Result<Tensor> {

@@ -71,33 +71,42 @@ pub(crate) fn gemm(
     let blas = gpu.device.cublas_handle();
     let beta = if accum == Accum::Add { 1f32 } else { 0f32 };
     let (alpha, beta): (*const f32, *const f32) = (&alpha, &beta);
+    let sizes = [c.cols, c.rows, a.cols, b.stride, a.stride, c.stride];
+    let [n, m, k, b_stride, a_stride, c_stride] = ints(sizes, op)?;
     gpu.bind(op)?;
     // SAFETY: the matrices lie within their tensors, whose shapes the caller has checked; work on
     // the stream keeps their memory.
-    unsafe {
+    let multiply = || unsafe {
         result::gemm_ex(
             *blas.handle(),
             operation(b),
             operation(a),
-            size(c.cols, op)?,
-            size(c.rows, op)?,
-            size(a.cols, op)?,
+            n,
+            m,
+            k,
             alpha.cast(),
             b.ptr as *const c_void,
             data_type(b.elem),
-            size(b.stride, op)?,
+            b_stride,
             a.ptr as *const c_void,
             data_type(a.elem),
-            size(a.stride, op)?,
+            a_stride,
             beta.cast(),
             c.ptr as *mut c_void,
             data_type(c.elem),
-            size(c.stride, op)?,
+            c_stride,
             sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
         )
-    }
-    .map_err(|error| Error::Cuda { op, message: format!("cuBLAS: {error:?}") })
+    };
+    gpu.timed(|| label(op, m, k, n), || {
+        multiply().map_err(|error| Error::Cuda { op, message: format!("cuBLAS: {error:?}") })
+    })
+}
+
+/// A product of `m x k` and `k x n` in a profile.
+pub(super) fn label(op: &str, m: i32, k: i32, n: i32) -> (String, f64) {
+    (format!("{op}: {m} x {k} x {n}"), 2.0 * f64::from(m) * f64::from(k) * f64::from(n))
 }
 
 /// A row-major matrix is the transposed one to cuBLAS, which is what it wants.
@@ -115,9 +124,14 @@ fn data_type(elem: Elem) -> sys::cudaDataType_t {
     }
 }
 
-fn size(value: usize, op: &'static str) -> Result<i32> {
-    i32::try_from(value).map_err(|_| {
-        let what = format!("a matrix with a side of {value}");
-        Error::Unsupported { op, what }
-    })
+/// Sides and strides as cuBLAS counts them.
+fn ints<const N: usize>(values: [usize; N], op: &'static str) -> Result<[i32; N]> {
+    let mut ints = [0; N];
+    for (int, value) in ints.iter_mut().zip(values) {
+        *int = i32::try_from(value).map_err(|_| {
+            let what = format!("a matrix with a side of {value}");
+            Error::Unsupported { op, what }
+        })?;
+    }
+    Ok(ints)
 }

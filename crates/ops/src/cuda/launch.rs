@@ -138,7 +138,7 @@ impl Gpu {
             args.iter().map(|arg| (&raw const arg.0).cast_mut().cast()).collect();
         // SAFETY: the caller gives the arguments that the kernel takes, in their order, and
         // pointers to memory of the sizes that it expects.
-        unsafe {
+        let mut work = || unsafe {
             result::launch_kernel(
                 kernel.cu_function(),
                 grid.blocks,
@@ -147,7 +147,9 @@ impl Gpu {
                 self.stream.cu_stream(),
                 &mut params,
             )
-        }
-        .map_err(|e| failed(op, e))
+        };
+        self.timed(|| (format!("{}: {name}", module.name), 0.0), || {
+            work().map_err(|e| failed(op, e))
+        })
     }
 }

@@ -17,6 +17,27 @@ pub(crate) fn forward(
     x: &Tensor,
     w: &Tensor,
     bias: Option<&Tensor>,
+    sizes: (usize, usize, usize),
+    op: &'static str,
+) -> Result<Tensor> {
+    product(x, w, bias.map(|bias| (bias, Epilogue::Bias)), sizes, op)
+}
+
+/// `y = max(x W^T + b, 0)`; shapes are checked.
+pub(crate) fn forward_relu(
+    x: &Tensor,
+    w: &Tensor,
+    bias: &Tensor,
+    sizes: (usize, usize, usize),
+    op: &'static str,
+) -> Result<Tensor> {
+    product(x, w, Some((bias, Epilogue::BiasRelu)), sizes, op)
+}
+
+fn product(
+    x: &Tensor,
+    w: &Tensor,
+    fused: Option<(&Tensor, Epilogue)>,
     (n, inputs, outputs): (usize, usize, usize),
     op: &'static str,
 ) -> Result<Tensor> {
@@ -25,12 +46,13 @@ pub(crate) fn forward(
     let (x_at, w_at, y_at) = (operand(x, op)?, operand(w, op)?, operand(&y, op)?);
     let w_mat = Mat::new(&w_at.like(&x_at, w, op)?, outputs, inputs);
     let (x_mat, y_mat) = (Mat::new(&x_at, n, inputs), Mat::new(&y_at, n, outputs));
-    let Some(bias) = bias else {
-        gemm(&gpu, op, 1.0, x_mat, w_mat.t(), y_mat, Accum::Overwrite)?;
-        return Ok(y);
-    };
-    let bias = operand(bias, op)?.like(&x_at, bias, op)?;
-    lt::linear(&gpu, op, (x_mat, w_mat, y_mat), &bias, Epilogue::Bias)?;
+    match fused {
+        None => gemm(&gpu, op, 1.0, x_mat, w_mat.t(), y_mat, Accum::Overwrite)?,
+        Some((bias, epilogue)) => {
+            let bias = operand(bias, op)?.like(&x_at, bias, op)?;
+            lt::linear(&gpu, op, (x_mat, w_mat, y_mat), &bias, epilogue)?;
+        }
+    }
     Ok(y)
 }
 

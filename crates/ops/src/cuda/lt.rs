@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use candle_core::cuda_backend::cudarc::cublaslt::{result, sys};
 
-use super::gemm::Mat;
+use super::gemm::{Mat, label};
 use super::gpu::Gpu;
 use super::operand::{Elem, Operand};
 use crate::error::{Error, Result};
@@ -91,7 +91,7 @@ pub(crate) fn linear(
     }
     let (one, zero) = (1f32, 0f32);
     // SAFETY: the matrices lie within their tensors, whose shapes the caller has checked.
-    unsafe {
+    let multiply = || unsafe {
         result::matmul(
             plan.handle,
             plan.operation,
@@ -110,8 +110,9 @@ pub(crate) fn linear(
             plan.workspace,
             gpu.stream.cu_stream().cast(),
         )
-    }
-    .map_err(failed)
+    };
+    let sides = [y.rows, x.cols, y.cols].map(|side| side as i32);
+    gpu.timed(|| label(op, sides[0], sides[1], sides[2]), || multiply().map_err(failed))
 }
 
 impl Plan {
