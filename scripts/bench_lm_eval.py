@@ -228,8 +228,11 @@ def table(timings: list[Timing]) -> str:
     return "\n".join(lines)
 
 
-def make_model(folder: Path, tokenizer: Path) -> None:
-    """Writes the random Llama, with the tokenizer's `<|endoftext|>` or `</s>` as BOS and EOS."""
+def make_model(folder: Path, tokenizer: Path, device: str = "cpu", **shape: Any) -> None:
+    """Writes the random Llama, with the tokenizer's `<|endoftext|>` or `</s>` as BOS and EOS.
+
+    `shape` changes its configuration; a model made on a GPU is stored in bf16.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -241,9 +244,13 @@ def make_model(folder: Path, tokenizer: Path) -> None:
         raise SystemExit(f"{file}: neither <|endoftext|> nor </s> among the added tokens")
     vocab = 1 + max([*definition["model"]["vocab"].values(), *special.values()])
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=vocab, hidden_size=512, num_hidden_layers=8, num_attention_heads=8, intermediate_size=1792,
-        max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=special[end], eos_token_id=special[end]))
+    settings = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1792,
+                "max_position_embeddings": 2048, "tie_word_embeddings": True} | shape
+    with torch.device(device):
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=vocab, bos_token_id=special[end], eos_token_id=special[end], **settings))
+    if device != "cpu":
+        model = model.bfloat16()
     model.save_pretrained(folder)
     shutil.copyfile(file, folder / "tokenizer.json")
     (folder / "tokenizer_config.json").write_text(json.dumps(

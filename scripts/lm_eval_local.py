@@ -128,18 +128,20 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def load_model(folder: Path, batch_size: int | str = 8, max_batch_size: int = 64, device: str = "cpu") -> HFLM:
-    """The harness's Hugging Face backend in float32."""
-    return HFLM(pretrained=str(folder), tokenizer=load_tokenizer(folder), dtype="float32", device=device,
+def load_model(folder: Path, batch_size: int | str = 8, max_batch_size: int = 64, device: str = "cpu",
+               dtype: str = "float32") -> HFLM:
+    """The harness's Hugging Face backend."""
+    return HFLM(pretrained=str(folder), tokenizer=load_tokenizer(folder), dtype=dtype, device=device,
                 batch_size=batch_size, max_batch_size=max_batch_size)
 
 
 @functools.cache
-def shared_model(data: Path, folder: Path, batch_size: int | str = 8, threads: int = 1) -> HFLM:
+def shared_model(data: Path, folder: Path, batch_size: int | str = 8, threads: int = 1, device: str = "cpu",
+                 dtype: str = "float32") -> HFLM:
     """A model loaded once, and the local data sets put in place."""
     torch.set_num_threads(threads)
     LocalDatasets(data).install()
-    return load_model(folder, batch_size)
+    return load_model(folder, batch_size, device=device, dtype=dtype)
 
 
 @functools.cache
