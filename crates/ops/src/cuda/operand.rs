@@ -76,6 +76,9 @@ impl Operand {
 /// [`Error::NoKernel`] off the GPU or for another type than f32 and bf16,
 /// [`Error::NotContiguous`].
 pub(crate) fn operand(t: &Tensor, op: &'static str) -> Result<Operand> {
+    if !t.device().is_cuda() {
+        return Err(no_kernel(t, op));
+    }
     let gpu = Gpu::of(t)?;
     let (storage, layout) = t.storage_and_layout();
     let (start, _) = layout.contiguous_offsets().ok_or_else(|| Error::NotContiguous {
