@@ -22,6 +22,10 @@ pub fn forward(table: &Tensor, ids: &[u32], multiplier: Option<f32>) -> Result<T
     const OP: &str = "embedding";
     let (rows, width) = dims2(table, OP, "table")?;
     ensure_ids(ids, rows, OP)?;
+    #[cfg(feature = "cuda")]
+    if table.device().is_cuda() {
+        return crate::cuda::embedding::forward(table, ids, multiplier, width, OP);
+    }
     let data = view(table, OP)?;
     let (all, m) = (&*data, multiplier.unwrap_or(1.0));
     // SAFETY: the chunks cover all rows, and each element of each row is written.
@@ -50,6 +54,10 @@ pub fn add_rows(x: &Tensor, table: &Tensor, ids: &[u32]) -> Result<()> {
     ensure_shape(x, OP, "x", &[ids.len(), width])?;
     ensure_ids(ids, rows, OP)?;
     ensure_distinct(OP, x, &[("table", table)])?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::embedding::add_rows(x, table, ids, width, OP);
+    }
     let data = view(table, OP)?;
     let all = &*data;
     write_f32(x, OP, |x| {
@@ -72,6 +80,11 @@ pub fn backward(ids: &[u32], dx: &Tensor, multiplier: Option<f32>, dtable: Dest<
     ensure_shape(dx, OP, "dx", &[ids.len(), width])?;
     ensure_ids(ids, rows, OP)?;
     ensure_distinct(OP, dtable, &[("dx", dx)])?;
+    #[cfg(feature = "cuda")]
+    if dx.device().is_cuda() {
+        let dtable = (dtable, accum);
+        return crate::cuda::embedding::backward(ids, dx, multiplier, dtable, width, OP);
+    }
     let data = view(dx, OP)?;
     let (dx_all, m) = (&*data, multiplier.unwrap_or(1.0));
     // The places sorted by id, and by place among equal ids.

@@ -54,6 +54,9 @@ pub struct NormStats {
     pub(crate) rstd: Vec<f32>,
     /// A copy of the input, where the forward pass has overwritten it.
     pub(crate) input: Vec<f32>,
+    /// The same on a GPU; then the others are empty.
+    #[cfg(feature = "cuda")]
+    pub(crate) gpu: Option<crate::cuda::norm::Kept>,
 }
 
 /// `post(norm(x))` and what [`backward`] needs: `x` `[n, width]`.
@@ -63,6 +66,10 @@ pub struct NormStats {
 pub fn forward(x: &Tensor, norm: &Norm<'_>) -> Result<(Tensor, NormStats)> {
     const OP: &str = "norm";
     let (n, width) = dims2(x, OP, "x")?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::norm::forward(x, norm, (n, width), OP);
+    }
     let gain = Gain::new(norm, width, OP)?;
     let row = gain.row(norm);
     let data = view(x, OP)?;
@@ -81,6 +88,24 @@ pub fn forward(x: &Tensor, norm: &Norm<'_>) -> Result<(Tensor, NormStats)> {
         })
     };
     Ok((from_vec(y, (n, width), x.device())?, stats))
+}
+
+/// The output of [`forward`] again, bit by bit, from its input and statistics.
+///
+/// A trainer that drops a norm's output after the forward pass saves its memory and pays with one
+/// more pass over `x` when the gradients of what follows need it.
+///
+/// # Errors
+/// As [`forward`], and [`Error::Shape`] for the statistics of other rows.
+pub fn again(x: &Tensor, norm: &Norm<'_>, stats: &NormStats) -> Result<Tensor> {
+    const OP: &str = "norm again";
+    let size = dims2(x, OP, "x")?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::norm::again(x, norm, stats, size, OP);
+    }
+    stats.ensure_rows(norm.kind, size.0, OP)?;
+    Ok(forward(x, norm)?.0)
 }
 
 /// The gradients of a norm: `x` and `dy` `[n, width]`, `dx` the same, `dweight` and `dbias` `[width]`.
@@ -104,10 +129,16 @@ pub fn backward(
     ensure_shape(dy, OP, "dy", &[n, width])?;
     ensure_shape(dx, OP, "dx", &[n, width])?;
     ensure_distinct(OP, dx, &[("x", x), ("dy", dy), ("weight", norm.weight)])?;
-    stats.ensure_rows(norm.kind, n, OP)?;
     if dbias.is_some() && norm.bias.is_none() {
         return Err(Error::Unsupported { op: OP, what: "dbias of a norm without bias".into() });
     }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        let dx = (dx, accum);
+        let size = (n, width);
+        return crate::cuda::norm::backward(x, norm, stats, dy, dx, dweight, dbias, size, OP);
+    }
+    stats.ensure_rows(norm.kind, n, OP)?;
     let gain = Gain::new(norm, width, OP)?;
     let row = gain.row(norm);
     let rows = rows_per_partial(n, width);
@@ -140,7 +171,13 @@ pub fn backward(
 impl NormStats {
     pub(crate) fn new(kind: NormKind, rows: usize) -> Self {
         let mean = if kind == NormKind::Layer { vec![0.0; rows] } else { Vec::new() };
-        Self { mean, rstd: vec![0.0; rows], input: Vec::new() }
+        Self {
+            mean,
+            rstd: vec![0.0; rows],
+            input: Vec::new(),
+            #[cfg(feature = "cuda")]
+            gpu: None,
+        }
     }
 
     /// The means (empty for RMSNorm) and factors of some rows.

@@ -31,11 +31,15 @@ pub fn forward_heads(
     let heads = count_heads(&cols, width, head_dim, OP)?;
     ensure_no_bias(norm, OP)?;
     ensure_distinct(OP, x, &[("weight", norm.weight)])?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::norm::forward_heads(x, cols, head_dim, norm, (n, width), OP);
+    }
     let gain = Gain::new(norm, head_dim, OP)?;
     let row = gain.row(norm);
     let mut stats = NormStats::new(norm.kind, n * heads);
     stats.input = vec![0.0; n * cols.len()];
-    let NormStats { mean, rstd, input } = &mut stats;
+    let NormStats { mean, rstd, input, .. } = &mut stats;
     write_f32(x, OP, |x| {
         with_curve!(norm.post, c => {
             let block = cols.len();
@@ -80,6 +84,13 @@ pub fn backward_heads(
     let heads = count_heads(&cols, width, head_dim, OP)?;
     ensure_no_bias(norm, OP)?;
     ensure_distinct(OP, dy, &[("weight", norm.weight)])?;
+    #[cfg(feature = "cuda")]
+    if dy.device().is_cuda() {
+        let size = (n, width);
+        return crate::cuda::norm::backward_heads(
+            dy, cols, head_dim, norm, stats, dweight, size, OP,
+        );
+    }
     stats.ensure_rows(norm.kind, n * heads, OP)?;
     let block = cols.len();
     if stats.input.len() != n * block {

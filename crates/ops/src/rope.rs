@@ -20,6 +20,8 @@ pub struct RopeTable {
     /// Pairs that turn in a head: `rot / 2`.
     pairs: usize,
     max_pos: usize,
+    #[cfg(feature = "cuda")]
+    copied: crate::cuda::rope::Copied,
 }
 
 impl RopeTable {
@@ -35,7 +37,14 @@ impl RopeTable {
         let (cos, sin) = angles
             .map(|a| ((a.cos() * attention_factor) as f32, (a.sin() * attention_factor) as f32))
             .unzip();
-        Self { cos, sin, pairs: inv_freq.len(), max_pos }
+        Self {
+            cos,
+            sin,
+            pairs: inv_freq.len(),
+            max_pos,
+            #[cfg(feature = "cuda")]
+            copied: std::sync::OnceLock::new(),
+        }
     }
 
     /// The number of positions.
@@ -48,6 +57,20 @@ impl RopeTable {
     #[must_use]
     pub fn rotary_dim(&self) -> usize {
         2 * self.pairs
+    }
+
+    /// The table on a GPU, `[max_pos, 2, pairs]`; it stays on the first that asks.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_gpu(&self, device: &candle_core::Device) -> Result<Tensor> {
+        if let Some(there) = self.copied.get().filter(|there| there.device().same_device(device)) {
+            return Ok(there.clone());
+        }
+        let rows = self.cos.chunks_exact(self.pairs).zip(self.sin.chunks_exact(self.pairs));
+        let both: Vec<f32> = rows.flat_map(|(cos, sin)| [cos, sin].concat()).collect();
+        let there = Tensor::from_vec(both, (self.max_pos, 2, self.pairs), device)?;
+        // Another thread's copy, or that of another GPU, may be there.
+        let _ = self.copied.set(there.clone());
+        Ok(there)
     }
 
     fn at(&self, position: u32) -> (&[f32], &[f32]) {
@@ -104,6 +127,12 @@ pub fn apply(
     if let Some(index) = positions.iter().position(|&p| p as usize >= table.max_pos) {
         let (position, max_pos) = (positions[index], table.max_pos);
         return Err(Error::PositionOutOfRange { op: OP, index, position, max_pos });
+    }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::rope::apply(
+            x, cols, head_dim, table, pairs, positions, inverse, width, OP,
+        );
     }
     write_f32(x, OP, |x| {
         let sign = if inverse { -1.0 } else { 1.0 };

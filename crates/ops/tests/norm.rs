@@ -4,7 +4,7 @@
 mod oracle;
 
 use candle_core::{D, DType, Result, Tensor};
-use oracle::{Found, Random, assert_close, check, poison, same_for_any_threads};
+use oracle::{Found, Random, assert_close, bits, check, poison, same_for_any_threads};
 use proptest::prelude::*;
 use relufy_ops::norm::{self, Norm, NormKind};
 use relufy_ops::pointwise::Pointwise;
@@ -143,4 +143,18 @@ fn says_what_does_not_fit() {
     let dx = x.copy().unwrap();
     let backward = norm::backward(&x, &norm, &stats, &x, (&dx, Accum::Add), None, None);
     assert!(matches!(backward, Err(Error::Shape { tensor: "stats", .. })));
+}
+
+#[test]
+fn computes_the_output_again() {
+    let mut random = Random::new(5);
+    let (x, w, b) = (random.tensor((37, 50)), random.tensor(50), random.tensor(50));
+    for kind in KINDS {
+        let (bias, post) = (Some(&b), Pointwise::Relu);
+        let norm = Norm { kind, eps: EPS, weight: &w, bias, post };
+        let (y, stats) = norm::forward(&x, &norm).unwrap();
+        assert_eq!(bits(&norm::again(&x, &norm, &stats).unwrap()), bits(&y));
+        let fewer = norm::again(&x.narrow(0, 0, 36).unwrap(), &norm, &stats);
+        assert!(matches!(fewer, Err(Error::Shape { tensor: "stats", .. })));
+    }
 }

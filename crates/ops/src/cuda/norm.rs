@@ -1,0 +1,438 @@
+//! Norms over rows or heads.
+
+use std::ops::Range;
+
+use candle_core::{DType, Tensor};
+
+use super::pointwise::curve_code;
+use super::{Arg, Elem, Gpu, Grid, Module, Operand, empty, empty_like, module, operand};
+use crate::buffer::{Accum, Dest, ensure_shape};
+use crate::error::{Error, Result};
+use crate::norm::{Norm, NormKind, NormStats};
+use crate::pointwise::Pointwise;
+
+static MODULE: Module = module!("norm");
+
+/// What a forward pass keeps on the GPU.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    /// `[rows]`; none for RMSNorm.
+    mean: Option<Tensor>,
+    /// `[rows]`.
+    rstd: Tensor,
+    /// `[rows, head_dim]`, where the forward pass has overwritten it.
+    input: Option<Tensor>,
+}
+
+/// The output and what backward needs; `x` is `[n, width]`.
+pub(crate) fn forward(
+    x: &Tensor,
+    norm: &Norm<'_>,
+    (n, width): (usize, usize),
+    op: &'static str,
+) -> Result<(Tensor, NormStats)> {
+    let rows = Rows::whole(n, width, op)?;
+    let kept = Kept::new(x, norm.kind, &rows, op)?;
+    let y = empty_like(x, op)?;
+    normalise(x, &y, norm, &rows, &kept, false, op)?;
+    Ok((y, kept.into()))
+}
+
+/// The output again.
+pub(crate) fn again(
+    x: &Tensor,
+    norm: &Norm<'_>,
+    stats: &NormStats,
+    (n, width): (usize, usize),
+    op: &'static str,
+) -> Result<Tensor> {
+    let rows = Rows::whole(n, width, op)?;
+    let kept = Kept::of(stats, norm.kind, &rows, op)?;
+    let y = empty_like(x, op)?;
+    normalise(x, &y, norm, &rows, kept, true, op)?;
+    Ok(y)
+}
+
+/// The gradients; shapes other than those of the parameters are checked.
+#[allow(clippy::too_many_arguments, reason = "as the public function")]
+pub(crate) fn backward(
+    x: &Tensor,
+    norm: &Norm<'_>,
+    stats: &NormStats,
+    dy: &Tensor,
+    dx: Dest<'_>,
+    dweight: Option<Dest<'_>>,
+    dbias: Option<Dest<'_>>,
+    (n, width): (usize, usize),
+    op: &'static str,
+) -> Result<()> {
+    let rows = Rows::whole(n, width, op)?;
+    let kept = Kept::of(stats, norm.kind, &rows, op)?;
+    differentiate(x, norm, kept, dy, dx, [dweight, dbias], &rows, op)
+}
+
+/// Normalises the heads of some columns in place.
+pub(crate) fn forward_heads(
+    x: &Tensor,
+    cols: Range<usize>,
+    head_dim: usize,
+    norm: &Norm<'_>,
+    (n, width): (usize, usize),
+    op: &'static str,
+) -> Result<NormStats> {
+    let rows = Rows::heads(n, width, &cols, head_dim, op)?;
+    let mut kept = Kept::new(x, norm.kind, &rows, op)?;
+    kept.input = Some(empty((rows.count, head_dim), x.dtype(), x.device(), op)?);
+    normalise(x, x, norm, &rows, &kept, false, op)?;
+    Ok(kept.into())
+}
+
+/// Turns the gradient of the heads' output into that of their input, in place.
+#[allow(clippy::too_many_arguments, reason = "as the public function")]
+pub(crate) fn backward_heads(
+    dy: &Tensor,
+    cols: Range<usize>,
+    head_dim: usize,
+    norm: &Norm<'_>,
+    stats: &NormStats,
+    dweight: Option<Dest<'_>>,
+    (n, width): (usize, usize),
+    op: &'static str,
+) -> Result<()> {
+    let rows = Rows::heads(n, width, &cols, head_dim, op)?;
+    let kept = Kept::of(stats, norm.kind, &rows, op)?;
+    let Some(input) = &kept.input else {
+        let (expected, found) = (vec![rows.count, head_dim], vec![0]);
+        return Err(Error::Shape { op, tensor: "stats", expected, found });
+    };
+    ensure_shape(input, op, "stats", &[rows.count, head_dim])?;
+    differentiate(input, norm, kept, dy, (dy, Accum::Overwrite), [dweight, None], &rows, op)
+}
+
+impl From<Kept> for NormStats {
+    fn from(kept: Kept) -> NormStats {
+        NormStats { mean: Vec::new(), rstd: Vec::new(), input: Vec::new(), gpu: Some(kept) }
+    }
+}
+
+impl Kept {
+    fn new(x: &Tensor, kind: NormKind, rows: &Rows, op: &'static str) -> Result<Kept> {
+        let numbers = || empty(rows.count, DType::F32, x.device(), op);
+        let mean = (kind == NormKind::Layer).then(numbers).transpose()?;
+        Ok(Kept { mean, rstd: numbers()?, input: None })
+    }
+
+    /// The statistics, which must be those of these rows under such a norm.
+    fn of<'a>(
+        stats: &'a NormStats,
+        kind: NormKind,
+        rows: &Rows,
+        op: &'static str,
+    ) -> Result<&'a Kept> {
+        let means = if kind == NormKind::Layer { rows.count } else { 0 };
+        let (kept, found) = match &stats.gpu {
+            Some(kept) => {
+                let len = |t: &Tensor| t.elem_count();
+                (Some(kept), vec![kept.mean.as_ref().map_or(0, len), len(&kept.rstd)])
+            }
+            None => (None, vec![0, 0]),
+        };
+        let expected = vec![means, rows.count];
+        match kept {
+            Some(kept) if found == expected => Ok(kept),
+            _ => Err(Error::Shape { op, tensor: "stats", expected, found }),
+        }
+    }
+
+    /// The addresses of the means (0 if there are none) and factors.
+    fn addresses(&self, op: &'static str) -> Result<(u64, u64)> {
+        let mean = match &self.mean {
+            Some(mean) => operand(mean, op)?.ptr,
+            None => 0,
+        };
+        Ok((mean, operand(&self.rstd, op)?.ptr))
+    }
+}
+
+/// Which stretches of a matrix are normalised: row `r` begins `(r % heads) * width` elements after
+/// `start + (r / heads) * stride`.
+struct Rows {
+    count: usize,
+    heads: usize,
+    stride: usize,
+    start: usize,
+    width: usize,
+}
+
+impl Rows {
+    fn whole(n: usize, width: usize, op: &'static str) -> Result<Rows> {
+        Rows { count: n, heads: 1, stride: width, start: 0, width }.checked(op)
+    }
+
+    fn heads(
+        n: usize,
+        stride: usize,
+        cols: &Range<usize>,
+        head_dim: usize,
+        op: &'static str,
+    ) -> Result<Rows> {
+        let heads = cols.len() / head_dim;
+        Rows { count: n * heads, heads, stride, start: cols.start, width: head_dim }.checked(op)
+    }
+
+    /// Kernels count rows and columns in 32 bits.
+    fn checked(self, op: &'static str) -> Result<Rows> {
+        const MOST: usize = 1 << 30;
+        if self.count <= MOST && self.width <= MOST {
+            return Ok(self);
+        }
+        Err(Error::Unsupported { op, what: format!("{} rows of {}", self.count, self.width) })
+    }
+
+    fn args(&self) -> [Arg; 4] {
+        [
+            (self.count as u32).into(),
+            (self.heads as u32).into(),
+            self.stride.into(),
+            (self.width as u32).into(),
+        ]
+    }
+
+    /// Whether the rows can be read in vectors from all these places.
+    fn vectorise(&self, places: &[u64], elem: Elem) -> bool {
+        let whole = |elements: usize| elements.is_multiple_of(elem.per_vector());
+        whole(self.width) && whole(self.stride) && places.iter().all(|p| p.is_multiple_of(16))
+    }
+}
+
+/// How the vectors of a row are dealt out.
+struct Split {
+    /// Threads of a row: a power of 2.
+    lanes: usize,
+    /// Vectors of a thread, at most: one of those that kernels are compiled for.
+    each: usize,
+}
+
+impl Split {
+    const MOST_LANES: usize = 512;
+
+    /// Up to `most` vectors a thread; nothing for a row that is too wide for that.
+    fn new(vectors: usize, most: usize) -> Option<Split> {
+        let lanes = if vectors <= 32 {
+            vectors.next_power_of_two()
+        } else {
+            32 * vectors.div_ceil(32 * most).next_power_of_two()
+        };
+        let each = match vectors.div_ceil(lanes) {
+            each @ 0..=4 => each.max(1),
+            _ => 8,
+        };
+        (lanes <= Split::MOST_LANES).then_some(Split { lanes, each })
+    }
+}
+
+/// The name of the kernels for a curve which costs nothing, or for the others.
+fn curve_class(post: Pointwise) -> &'static str {
+    match post {
+        Pointwise::Identity => "identity",
+        Pointwise::Relu => "relu",
+        _ => "any",
+    }
+}
+
+/// Addresses and numbers of a norm's parameters.
+struct Params {
+    weight: u64,
+    /// 0 if there is none.
+    bias: u64,
+    offset: f32,
+    centred: i32,
+    kind: i32,
+    p: f32,
+}
+
+impl Params {
+    fn new(norm: &Norm<'_>, width: usize, like: &Operand, op: &'static str) -> Result<Params> {
+        let address = |t: &Tensor, name| {
+            ensure_shape(t, op, name, &[width])?;
+            Ok::<_, Error>(operand(t, op)?.like(like, t, op)?.ptr)
+        };
+        let (kind, p) = curve_code(norm.post);
+        Ok(Params {
+            weight: address(norm.weight, "weight")?,
+            bias: norm.bias.map_or(Ok(0), |bias| address(bias, "bias"))?,
+            offset: if norm.kind == (NormKind::Rms { unit_offset: true }) { 1.0 } else { 0.0 },
+            centred: i32::from(norm.kind == NormKind::Layer),
+            kind,
+            p,
+        })
+    }
+}
+
+/// Writes the rows of `y`, and the statistics unless they are `known`; `y` may be `x`.
+fn normalise(
+    x: &Tensor,
+    y: &Tensor,
+    norm: &Norm<'_>,
+    rows: &Rows,
+    kept: &Kept,
+    known: bool,
+    op: &'static str,
+) -> Result<()> {
+    let gpu = Gpu::of(x)?;
+    let x = operand(x, op)?;
+    let params = Params::new(norm, rows.width, &x, op)?;
+    let (x_at, y_at) = (x.at(rows.start), operand(y, op)?.at(rows.start));
+    let copy = match &kept.input {
+        Some(input) => operand(input, op)?.ptr,
+        None => 0,
+    };
+    let (mean, rstd) = kept.addresses(op)?;
+    let mut args: Vec<Arg> = vec![
+        params.kind.into(),
+        params.p.into(),
+        x_at.into(),
+        y_at.into(),
+        copy.into(),
+        params.weight.into(),
+        params.bias.into(),
+        params.offset.into(),
+        norm.eps.into(),
+        params.centred.into(),
+        mean.into(),
+        rstd.into(),
+        i32::from(known).into(),
+    ];
+    args.extend(rows.args());
+    let class = curve_class(norm.post);
+    let places = [x_at, y_at, copy, params.weight, params.bias];
+    let split = match rows.vectorise(&places, x.elem) {
+        true => Split::new(rows.width / x.elem.per_vector(), if class == "any" { 2 } else { 8 }),
+        false => None,
+    };
+    let Some(Split { lanes, each }) = split else {
+        let grid = Grid::new(rows.count, loop_threads(rows.width));
+        return gpu.launch(op, &MODULE, "norm_forward_loop", Some(x.elem), grid, &args);
+    };
+    let threads = lanes.max(128);
+    args.push((lanes as i32).into());
+    let grid = Grid::new(rows.count.div_ceil(threads / lanes), threads as u32);
+    let name = format!("norm_forward_{class}_{each}");
+    gpu.launch(op, &MODULE, &name, Some(x.elem), grid, &args)
+}
+
+/// The gradients: the rows of `x` lie one after the other, those of `dy` and `dx` as `rows` says;
+/// `dx` may be `dy`.
+#[allow(clippy::too_many_arguments, reason = "what a gradient takes")]
+fn differentiate(
+    x: &Tensor,
+    norm: &Norm<'_>,
+    kept: &Kept,
+    dy: &Tensor,
+    (dx, accum): Dest<'_>,
+    dparams: [Option<Dest<'_>>; 2],
+    rows: &Rows,
+    op: &'static str,
+) -> Result<()> {
+    let gpu = Gpu::of(x)?;
+    let (dy_t, dx_t) = (dy, dx);
+    let x = operand(x, op)?;
+    let dy = operand(dy_t, op)?.like(&x, dy_t, op)?.at(rows.start);
+    let dx = operand(dx_t, op)?.like(&x, dx_t, op)?.at(rows.start);
+    let params = Params::new(norm, rows.width, &x, op)?;
+    let (mean, rstd) = kept.addresses(op)?;
+    let add = i32::from(accum == Accum::Add);
+    let curve: [Arg; 2] = [params.kind.into(), params.p.into()];
+    let known: [Arg; 6] = [
+        params.weight.into(),
+        params.bias.into(),
+        params.offset.into(),
+        params.centred.into(),
+        mean.into(),
+        rstd.into(),
+    ];
+    let sets = if params.bias == 0 { 1 } else { 2 };
+    let class = curve_class(norm.post);
+    let places = [x.ptr, dy, dx, params.weight, params.bias];
+    let split = match rows.vectorise(&places, x.elem) {
+        true => {
+            // More would not fit into 128 registers.
+            let most = match (class, sets) {
+                ("any", _) => 2,
+                (_, 1) => 4,
+                _ => 3,
+            };
+            Split::new(rows.width / x.elem.per_vector(), most)
+        }
+        false => None,
+    };
+    let (partial, blocks) = if let Some(Split { lanes, each }) = split {
+        let threads = lanes.max(256);
+        let side_by_side = threads / lanes;
+        // As many blocks as run at a time: they share the rows evenly.
+        let resident = if each == 1 { 1024 } else { 512 } / threads;
+        let blocks = (gpu.processors as usize * resident).min(rows.count.div_ceil(side_by_side));
+        let bytes = sets * rows.width * size_of::<f32>();
+        let partial = gpu.scratch(blocks * bytes, op)?;
+        let mut args = curve.to_vec();
+        args.extend::<[Arg; 4]>([x.ptr.into(), dy.into(), dx.into(), add.into()]);
+        args.extend(known);
+        args.push(partial.ptr.into());
+        args.extend(rows.args());
+        args.push((lanes as i32).into());
+        let shared = if side_by_side > 1 { bytes } else { 0 };
+        let grid = Grid::new(blocks, threads as u32).shared(shared);
+        let name = format!("norm_backward_{class}_{each}_{sets}");
+        gpu.launch(op, &MODULE, &name, Some(x.elem), grid, &args)?;
+        (partial, blocks)
+    } else {
+        let across = rows.width.div_ceil(32);
+        let wanted = (8 * gpu.processors as usize).div_ceil(across.max(1)).max(1);
+        let share = rows.count.div_ceil(wanted).max(8);
+        let blocks = rows.count.div_ceil(share);
+        let partial = gpu.scratch(2 * blocks * rows.width * size_of::<f32>(), op)?;
+        let mut args = curve.to_vec();
+        args.extend::<[Arg; 2]>([x.ptr.into(), dy.into()]);
+        args.extend(known);
+        args.extend::<[Arg; 2]>([partial.ptr.into(), (share as u32).into()]);
+        args.extend(rows.args());
+        let grid =
+            Grid { blocks: (across as u32, blocks as u32, 1), threads: 256, shared_bytes: 0 };
+        gpu.launch(op, &MODULE, "norm_backward_loop_params", Some(x.elem), grid, &args)?;
+        let mut args = curve.to_vec();
+        args.extend::<[Arg; 4]>([x.ptr.into(), dy.into(), dx.into(), add.into()]);
+        args.extend(known);
+        args.extend(rows.args());
+        let grid = Grid::new(rows.count, loop_threads(rows.width));
+        gpu.launch(op, &MODULE, "norm_backward_loop", Some(x.elem), grid, &args)?;
+        (partial, blocks)
+    };
+    if dparams.iter().all(Option::is_none) {
+        return Ok(());
+    }
+    let mut args: Vec<Arg> =
+        vec![partial.ptr.into(), (blocks as u32).into(), (rows.width as u32).into()];
+    for (dest, name) in dparams.into_iter().zip(["dweight", "dbias"]) {
+        let (ptr, how) = match dest {
+            Some((to, accum)) => {
+                ensure_shape(to, op, name, &[rows.width])?;
+                let to = operand(to, op)?;
+                let bits = [to.elem == Elem::Bf16, accum == Accum::Add];
+                (to.ptr, i32::from(bits[0]) + 2 * i32::from(bits[1]))
+            }
+            None => (0, 0),
+        };
+        args.extend::<[Arg; 2]>([ptr.into(), how.into()]);
+    }
+    let grid = Grid {
+        blocks: (rows.width.div_ceil(32) as u32, sets as u32, 1),
+        threads: 1024,
+        shared_bytes: 0,
+    };
+    gpu.launch(op, &MODULE, "norm_add_partials", None, grid, &args)
+}
+
+/// Threads of a block that has one row to go through.
+fn loop_threads(width: usize) -> u32 {
+    width.div_ceil(4).next_multiple_of(32).clamp(32, 256) as u32
+}

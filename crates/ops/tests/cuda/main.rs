@@ -6,11 +6,31 @@
 use libtest_mimic::{Arguments, Trial};
 
 #[cfg(feature = "cuda")]
+mod attention;
+#[cfg(feature = "cuda")]
+mod adamw;
+#[cfg(feature = "cuda")]
 mod common;
+#[cfg(feature = "cuda")]
+mod gated;
+#[cfg(feature = "cudnn")]
+mod cudnn;
 #[cfg(feature = "cuda")]
 mod linear;
 #[cfg(feature = "cuda")]
 mod loss;
+#[cfg(feature = "cuda")]
+mod embedding;
+#[cfg(feature = "cuda")]
+mod norm;
+#[cfg(feature = "cuda")]
+mod rope;
+#[cfg(feature = "cuda")]
+mod pointwise;
+#[cfg(feature = "cuda")]
+mod reduce;
+#[cfg(feature = "cuda")]
+mod rows;
 
 fn main() {
     libtest_mimic::run(&Arguments::from_args(), trials()).exit();
@@ -19,9 +39,20 @@ fn main() {
 #[cfg(feature = "cuda")]
 fn trials() -> Vec<Trial> {
     let all: Vec<common::Trials> = vec![
+        attention::trials(),
+        adamw::trials(),
+        gated::trials(),
+        pointwise::trials(),
+        reduce::trials(),
+        rows::trials(),
         linear::trials(),
         loss::trials(),
+        embedding::trials(),
+        norm::trials(),
+        rope::trials(),
     ];
+    #[cfg(feature = "cudnn")]
+    let all = [all, vec![cudnn::trials()]].concat();
     match relufy_ops::device::open("cuda") {
         Ok(_) => all.into_iter().flatten().map(common::trial).collect(),
         Err(why) => {
