@@ -7,15 +7,14 @@ use std::process::Command;
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=cu");
-    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_COMPUTE_CAP"] {
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_COMPUTE_CAP", "RELUFY_CUDNN"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
         compile_kernels();
     }
-    if std::env::var_os("CARGO_FEATURE_CUDNN").is_some() {
-        compile_cudnn();
-    }
+    #[cfg(feature = "cudnn")]
+    compile_cudnn();
 }
 
 /// One fat binary for each `cu/*.cu`.
@@ -60,14 +59,65 @@ fn targets() -> Vec<String> {
         .collect()
 }
 
-/// The C++ shim around cuDNN's frontend, which opens cuDNN at run time.
-fn compile_cudnn() {}
+/// The C++ shim around cuDNN's frontend. It opens cuDNN at run time, so that only headers are
+/// needed here.
+#[cfg(feature = "cudnn")]
+fn compile_cudnn() {
+    const SOURCE: &str = "cu/cudnn.cpp";
+    let toolkit = nvcc().parent().and_then(Path::parent).map(Path::to_path_buf);
+    let named = std::env::var_os("RELUFY_CUDNN").map(PathBuf::from);
+    let system = ["/usr/local/cuda", "/usr"].map(PathBuf::from);
+    let roots: Vec<PathBuf> = named.into_iter().chain(toolkit).chain(system).collect();
+    // A root holds headers as a system does, or as the folders of NVIDIA's Python packages.
+    let folders: Vec<PathBuf> = ["cudnn_frontend.h", "cudnn.h", "cuda_runtime.h"]
+        .into_iter()
+        .map(|header| {
+            let places = ["include", "nvidia/cudnn/include", "include/x86_64-linux-gnu"];
+            let mut all = roots.iter().flat_map(|root| places.map(|place| root.join(place)));
+            all.find(|folder| folder.join(header).is_file()).unwrap_or_else(|| {
+                fail(&format!(
+                    "the feature `cudnn` needs {header}, which is not below {roots:?}; \
+                     `scripts/cuda-toolchain.sh --cudnn` fetches the headers and prints \
+                     RELUFY_CUDNN, where they are looked for first"
+                ))
+            })
+        })
+        .collect();
+    // The frontend takes most of a minute to compile, and a change of any kernel leads here.
+    let stamp = out_dir().join("cudnn.stamp");
+    let source = std::fs::read_to_string(SOURCE).unwrap_or_default();
+    let made_of = format!("{folders:?}\n{}\n{source}", include_str!("build.rs"));
+    if std::fs::read_to_string(&stamp).is_ok_and(|known| known == made_of) {
+        println!("cargo:rustc-link-search=native={}", out_dir().display());
+        println!("cargo:rustc-link-lib=static=relufy_cudnn");
+        println!("cargo:rustc-link-lib=stdc++");
+    } else {
+        let mut build = cc::Build::new();
+        for folder in &folders {
+            build.flag("-isystem").flag(folder);
+        }
+        build
+            .cpp(true)
+            .std("c++17")
+            // What it does at run time is to start kernels.
+            .opt_level(1)
+            .debug(false)
+            .flag("-fvisibility=hidden")
+            .define("NV_CUDNN_FRONTEND_USE_DYNAMIC_LOADING", None)
+            .define("CUDNN_FRONTEND_SKIP_JSON_LIB", None)
+            .file(SOURCE)
+            .compile("relufy_cudnn");
+        if let Err(error) = std::fs::write(&stamp, made_of) {
+            fail(&format!("cannot write {}: {error}", stamp.display()));
+        }
+    }
+    println!("cargo:rustc-link-lib=dylib=dl");
+}
 
 /// The compiler: `NVCC`, that of the toolkit in `CUDA_HOME` or `CUDA_PATH`, or the one on the PATH.
 fn nvcc() -> PathBuf {
-    let of_toolkit = |variable| {
-        std::env::var_os(variable).map(|home| Path::new(&home).join("bin").join("nvcc"))
-    };
+    let of_toolkit =
+        |variable| std::env::var_os(variable).map(|home| Path::new(&home).join("bin").join("nvcc"));
     std::env::var_os("NVCC")
         .map(PathBuf::from)
         .or_else(|| of_toolkit("CUDA_HOME"))
@@ -80,6 +130,7 @@ fn out_dir() -> PathBuf {
 }
 
 /// Stops the build with a message that says what to do.
+#[allow(clippy::print_stderr, reason = "cargo shows what a failed build script printed")]
 fn fail(message: &str) -> ! {
     eprintln!("error: {message}");
     eprintln!("hint: the feature `cuda` needs a CUDA toolkit; scripts/build-cuda.sh fetches one");

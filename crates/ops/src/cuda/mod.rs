@@ -21,6 +21,7 @@ mod memory;
 pub(crate) mod norm;
 mod operand;
 pub(crate) mod pointwise;
+mod profile;
 mod quads;
 pub(crate) mod reduce;
 pub(crate) mod rope;
