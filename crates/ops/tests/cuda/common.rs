@@ -69,6 +69,14 @@ pub fn on_gpu(t: &Tensor, dtype: DType) -> Tensor {
     t.to_dtype(dtype).unwrap().to_device(gpu()).unwrap()
 }
 
+/// As [`on_gpu`], but one element into its memory, where no vector may begin.
+pub fn on_gpu_at_an_odd_place(t: &Tensor, dtype: DType) -> Tensor {
+    let first = Tensor::full(f32::NAN, 1, &Device::Cpu).unwrap().to_dtype(t.dtype()).unwrap();
+    let flat = t.flatten_all().unwrap();
+    let there = on_gpu(&Tensor::cat(&[&first, &flat], 0).unwrap(), dtype);
+    there.narrow(0, 1, flat.elem_count()).unwrap().reshape(t.shape()).unwrap()
+}
+
 /// NaN on the GPU: whoever overwrites it must write everything.
 pub fn nan(shape: impl Into<Shape>, dtype: DType) -> Tensor {
     Tensor::full(f32::NAN, shape, gpu()).unwrap().to_dtype(dtype).unwrap()
