@@ -117,6 +117,10 @@ pub struct Saved {
 pub fn forward(qkv: &Qkv<'_>, segments: &[Segment], heads: &Heads) -> Result<Saved> {
     let sizes = check(qkv, segments, heads)?;
     let device = qkv.q.tensor.device();
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return crate::cuda::attention::forward(qkv, segments, heads);
+    }
     let (out, lse) = read_qkv(qkv, |q, k, v| {
         let problem = Problem::new(qkv, &sizes, heads, q, k, v);
         forward::run(&problem, segments, sizes.n_q)
@@ -172,6 +176,10 @@ pub fn backward(
             let found = tensor.dims();
             return Err(invalid(format!("{name} is {found:?}, expected {shape:?}")));
         }
+    }
+    #[cfg(feature = "cuda")]
+    if packed.device().is_cuda() {
+        return crate::cuda::attention::backward(qkv, segments, heads, saved, dout);
     }
     let grad = read_f32(packed, OP, |x| {
         read_f32(&saved.out, OP, |out| {

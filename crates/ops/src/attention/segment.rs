@@ -69,13 +69,13 @@ impl Segment {
     }
 
     /// All keys' runs in their order, the own one last.
-    pub(super) fn runs(&self) -> impl Iterator<Item = Run> {
+    pub(crate) fn runs(&self) -> impl Iterator<Item = Run> {
         let own = Run { start: self.kv_start, len: self.kv_len };
         self.prefix.iter().copied().chain([own])
     }
 
     /// How many keys there are; `None` if that is no number.
-    pub(super) fn keys(&self) -> Option<usize> {
+    pub(crate) fn keys(&self) -> Option<usize> {
         self.runs().try_fold(0usize, |sum, run| sum.checked_add(run.len))
     }
 

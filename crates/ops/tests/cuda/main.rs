@@ -2,6 +2,7 @@
 //!
 //! `cargo test --release --features relufy-ops/cuda --test cuda` on a machine with a GPU.
 #![allow(clippy::unwrap_used, reason = "a failure is the test's failure")]
+#![allow(clippy::print_stderr, reason = "why tests are ignored")]
 
 use libtest_mimic::{Arguments, Trial};
 
