@@ -23,8 +23,8 @@ PyTorch's modes:
     compile-tuned   compile with mode max-autotune-no-cudagraphs
 
 Where Hugging Face's model stands in PyTorch's way it is helped: no mask is built for a batch
-without padding (Falcon would lose its flash attention), and a single key head goes to sdpa as
-grouped attention.
+without padding (OPT and Falcon would lose flash attention), a single key head goes to sdpa as
+grouped attention, and OPT throws no dice for dropping layers (it would not be one graph).
 
 Every measurement is a process of its own, one after another, so that the two sides never share
 the GPU. A round measures every row once; every other round goes backwards. A row shows the median
@@ -54,7 +54,7 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Callable
@@ -108,6 +108,7 @@ SHAPES = {
     "1b": llama(2048, 16, 16, 5632, 8, 2048),
     "130m": llama(768, 12, 12, 2048, 32, 1024, steps=40),
     "7b": llama(4096, 32, 32, 11008, 4, 2048, steps=12),
+    "13b": llama(5120, 40, 40, 13824, 2, 2048, steps=12),
     "opt125m": Shape("opt", 768, 12, 12, 3072, 50272, 32, 1024, "relu", steps=40),
     "opt1b": Shape("opt", 2048, 24, 32, 8192, 50272, 8, 2048, "relu"),
     "falcon1b": Shape("falcon", 2048, 24, 32, 8192, 50304, 8, 2048, "gelu"),
@@ -149,13 +150,19 @@ def config_of(shape: Shape) -> Any:
         use_cache=False)
 
 
-def help_attention(model: Any) -> None:
-    """Lets sdpa choose its flash kernels: no mask for a batch without padding, grouped key heads."""
+def help_model(model: Any) -> None:
+    """Takes out of PyTorch's way what the model does not need here.
+
+    No mask for a batch without padding and grouped key heads let sdpa choose its flash kernels;
+    OPT's dice for dropping layers, which it never drops, would cut its graph at each.
+    """
     import torch
 
     module = sys.modules[type(model).__module__]
     if hasattr(module, "create_causal_mask"):
         module.create_causal_mask = lambda *_, **__: None
+    if model.config.model_type == "opt":
+        model.model.decoder.training = False  # of this module alone, not of its layers
     if model.config.model_type != "falcon":
         return
     plain = torch.nn.functional.scaled_dot_product_attention
@@ -189,7 +196,7 @@ class TorchTrainer:
             model = AutoModelForCausalLM.from_config(config_of(shape), attn_implementation="sdpa")
         torch.set_default_dtype(before)
         model.train()
-        help_attention(model)
+        help_model(model)
         if mode == "checkpointing":
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.parameters = list(model.parameters())
@@ -281,7 +288,7 @@ def worker(task: dict[str, Any]) -> int:
         import torch
         import transformers
 
-        shape = SHAPES[task["shape"]]
+        shape = replace(SHAPES[task["shape"]], activation=task["activation"])
         trainer = TorchTrainer(shape, task["mode"], task["device"])
         answer = trainer.run(task["warmup"], task["steps"])
         answer |= {
@@ -391,6 +398,9 @@ def checked(answer: Any, row: Row, options: argparse.Namespace) -> dict[str, Any
     loss = answer.get("last_loss")
     if not isinstance(loss, float) or loss != loss or loss in (float("inf"), float("-inf")):
         return {"error": f"its loss is {loss}"}
+    wanted_activation = options.activation or shape.activation
+    if answer.get("activation", wanted_activation) != wanted_activation:
+        return {"error": f"its activation is {answer['activation']}, not {wanted_activation}"}
     return answer | {"all_step_ms": times, "step_ms": times[options.warmup:]}
 
 
@@ -402,7 +412,7 @@ def rows_of(name: str, options: argparse.Namespace) -> list[Row]:
     """The rows of a shape, relufy's first."""
     from cuda_libraries import environment
 
-    steps = steps_of(name, options)
+    steps, activation = steps_of(name, options), options.activation or SHAPES[name].activation
     rows = []
     cuda = options.device == "cuda"
     kinds = ("cudnn", "own") if options.attention == "both" and cuda else (options.attention,)
@@ -413,14 +423,15 @@ def rows_of(name: str, options: argparse.Namespace) -> list[Row]:
             command = [options.relufy, "bench", "train", "--shape", name, "--steps", str(options.warmup + steps),
                        "--json"]
             if cuda:
-                command += ["--device", "cuda", "--dtype", "bf16"]
+                command += ["--device", "cuda", "--dtype", "bf16", "--activation", activation]
             if options.recompute:
                 command += ["--recompute", options.recompute]
             command += options.relufy_arg + shlex.split(extra)
             side = ", ".join(part for part in ("relufy", f"{attention} attention" if cuda else "", label) if part)
             rows.append(Row(name, side, "relufy", command, environment(attention if cuda else None)))
     for mode in options.modes:
-        task = {"shape": name, "mode": mode, "device": options.device, "warmup": options.warmup, "steps": steps}
+        task = {"shape": name, "mode": mode, "device": options.device, "warmup": options.warmup, "steps": steps,
+                "activation": activation}
         command = [options.python, str(Path(__file__).resolve()), "--worker", json.dumps(task)]
         settings = dict(os.environ, TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
         rows.append(Row(name, f"PyTorch {mode}", "torch", command, settings))
@@ -460,15 +471,20 @@ def table(rows: list[Row], options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def parts(rows: list[Row]) -> str:
-    """What relufy says of a step's parts."""
+def said_of_itself(rows: list[Row]) -> str:
+    """What relufy says of its steps: how it did them, their parts, and the memory it foresaw."""
     lines = []
     for row in rows:
-        for answer in row.good[-1:]:
+        for answer in [answer for answer in row.good if row.kind == "relufy"][-1:]:
+            said = [f"{key} {answer[key]}" for key in ("recompute", "attention", "deterministic", "grad_dtype",
+                                                       "moment_dtype") if answer.get(key) is not None]
             if isinstance(answer.get("parts"), dict):
-                each = ", ".join(f"{name} {value:.2f}" for name, value in answer["parts"].items()
-                                 if isinstance(value, (int, float)))
-                lines.append(f"{row.shape}, {row.side}: {each} ms")
+                said += [f"{name} {value:.2f} ms" for name, value in answer["parts"].items()
+                         if isinstance(value, (int, float))]
+            planned, peak = answer.get("planned_bytes"), answer.get("peak_bytes")
+            if planned and peak:
+                said.append(f"memory planned {planned / GIB:.2f} GiB, {100 * (planned / peak - 1):+.1f} % of the peak")
+            lines.append(f"{row.shape}, {row.side}: {', '.join(said)}")
     return "\n".join(lines)
 
 
@@ -509,7 +525,8 @@ def arguments() -> argparse.Namespace:
     add("--steps", type=positive, help="measured steps each time (default: 20; 12 of 7b, 40 of the small ones)")
     add("--warmup", type=positive, default=3, help="steps before them, of either side (default 3)")
     add("--attention", choices=("cudnn", "own", "auto", "both"), default="both", help="of relufy (default both)")
-    add("--recompute", metavar="WHAT", help="passed on to relufy: none, selective, block, auto")
+    add("--activation", metavar="NAME", help="of both sides, as Hugging Face names it (default: the family's own)")
+    add("--recompute", metavar="WHAT", help="passed on to relufy: none, inputs, block or auto")
     add("--relufy-arg", action="append", default=[], help="passed on to relufy; may be repeated")
     add("--variant", action="append", default=[], metavar="LABEL=ARGUMENTS",
         help="measure relufy once more with these arguments; may be repeated")
@@ -559,7 +576,7 @@ def main() -> int:
     print(f"\n{'; '.join(result['machine'].get('gpu', []))} PyTorch {torch.get('torch', '-')}, "
           f"transformers {torch.get('transformers', '-')}, {options.rounds} round(s)\n")
     print(table(every, options))
-    if said := parts(every):
+    if said := said_of_itself(every):
         print(f"\n{said}")
     # A table without a number is no result.
     return 0 if any(row.steps for row in every) else 1

@@ -9,8 +9,9 @@
 #
 #     --no-cudnn        without cuDNN's attention
 #     --check-kernels   compile each kernel file for sm_80 and sm_90, report spills, build nothing
-#     --pack DIR        put the program and the GPU tests into DIR, stripped, as NAME.xz
-#     --test NAME       pack this test program too; may be repeated
+#     --pack DIR        put the program and the GPU tests (those named `cuda` of each crate) into DIR,
+#                       stripped, as relufy.xz, ops-cuda.xz and so on
+#     --test NAME       pack the test programs of this name too; may be repeated
 #     --fetch           fetch the toolkit even where one is installed
 #
 # Where it runs, the program needs a driver of CUDA 13 (r580 or later) and libcublas, libcublasLt,
@@ -93,14 +94,15 @@ fi
 cargo build --release --features "$features" --bin relufy
 binary=$CARGO_TARGET_DIR/release/relufy
 
-# The test program that cargo has built under this name.
-test_program() {
+# The test programs of this name, one a line: its package and name, and its file.
+test_programs() {
     cargo test --no-run --release --workspace --features "$features" --test "$1" --message-format json |
-        python3 -c 'import json, sys
-found = [m["executable"] for m in map(json.loads, sys.stdin)
-         if m.get("reason") == "compiler-artifact" and m.get("executable")
-         and m["target"]["name"] == sys.argv[1] and m["profile"]["test"]]
-print(found[-1] if found else "")' "$1"
+        python3 -c 'import json, pathlib, sys
+for message in map(json.loads, sys.stdin):
+    target = message.get("target", {})
+    if message.get("executable") and target.get("name") == sys.argv[1] and "test" in target.get("kind", []):
+        package = pathlib.Path(message["manifest_path"]).parent.name
+        print(package + "-" + target["name"], message["executable"])' "$1"
 }
 
 # add PROGRAM NAME: strips and compresses it into the folder.
@@ -116,9 +118,11 @@ if [ -n "$pack" ]; then
     echo "packed:"
     add "$binary" relufy
     for name in "${tests[@]}"; do
-        program=$(test_program "$name")
-        [ -n "$program" ] || fail "there is no test program $name"
-        add "$program" "$name"
+        programs=$(test_programs "$name")
+        [ -n "$programs" ] || fail "there is no test program $name"
+        while read -r packed program; do
+            add "$program" "$packed"
+        done <<<"$programs"
     done
     echo "there: xz -dc $pack/relufy.xz >relufy && chmod +x relufy"
 fi
