@@ -1,4 +1,4 @@
-//! Attention through cuDNN against the CPU.
+//! Attention through cuDNN against the CPU; no tests where `RELUFY_ATTENTION=own` does without it.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,6 +9,9 @@ use relufy_ops::device;
 use crate::common::{Random, Trials, assert_close, assert_same, gpu, on_gpu};
 
 pub fn trials() -> Trials {
+    if std::env::var("RELUFY_ATTENTION").is_ok_and(|choice| choice == "own") {
+        return Trials::new();
+    }
     vec![
         ("cudnn::one_key_head_each", || agrees(2, 128, heads(4, 4, 64))),
         ("cudnn::grouped_odd_length", || agrees(9, 457, heads(8, 2, 128))),
@@ -36,13 +39,9 @@ fn documents(batch: usize, len: usize) -> Vec<Segment> {
     (0..batch).map(|at| Segment::document(at * len, len)).collect()
 }
 
-/// How often cuDNN ran; `None` where this process does without.
-fn runs() -> Option<u64> {
-    let cudnn = device::cudnn().unwrap();
-    if cudnn.is_none() {
-        eprintln!("nothing is tested: RELUFY_ATTENTION=own does without cuDNN");
-    }
-    cudnn.map(|cudnn| cudnn.runs)
+/// How often cuDNN ran.
+fn runs() -> u64 {
+    device::cudnn().unwrap().unwrap().runs
 }
 
 #[track_caller]
@@ -67,7 +66,7 @@ fn not_deterministic() {
 }
 
 fn check(batch: usize, len: usize, heads: &Heads) {
-    let Some(before) = runs() else { return };
+    let before = runs();
     let segments = documents(batch, len);
     let mut random = Random::new(len as u64);
     let (rows, out_width) = (batch * len, heads.heads * heads.head_dim);
@@ -92,7 +91,7 @@ fn check(batch: usize, len: usize, heads: &Heads) {
         lse: expected.lse.to_device(gpu()).unwrap(),
     };
     let dout = on_gpu(&dout, DType::BF16);
-    let before = runs().unwrap();
+    let before = runs();
     for saved in [&given, &found] {
         let grad = attention::backward(&qkv, &segments, heads, saved, &dout).unwrap();
         ran_since(before);
@@ -106,7 +105,7 @@ fn check(batch: usize, len: usize, heads: &Heads) {
 
 fn repeats() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(before) = runs() else { return };
+    let before = runs();
     assert!(device::deterministic());
     let heads = heads(16, 4, 128);
     let segments = documents(4, 1024);
@@ -131,7 +130,7 @@ fn repeats() {
 
 fn wide_heads_forward() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(before) = runs() else { return };
+    let before = runs();
     let heads = heads(4, 2, 256);
     let segments = documents(2, 128);
     let x = Random::new(3).tensor((256, 8 * 256));
