@@ -170,7 +170,20 @@ def help_model(model: Any) -> None:
     def grouped(query: Any, key: Any, value: Any, **settings: Any) -> Any:
         return plain(query, key, value, enable_gqa=query.shape[1] != key.shape[1], **settings)
 
-    torch.nn.functional.scaled_dot_product_attention = grouped
+    def expanded(query: Any, key: Any, value: Any, **settings: Any) -> Any:
+        heads = query.shape[1]
+        key, value = (x.expand(-1, heads, -1, -1) for x in (key, value))
+        return plain(query, key, value, **settings)
+
+    head = model.config.hidden_size // model.config.num_attention_heads
+    query, key = (torch.ones(1, heads, 64, head, device=model.device, dtype=model.dtype, requires_grad=True)
+                  for heads in (model.config.num_attention_heads, 1))
+    try:
+        grouped(query, key, key, is_causal=True).sum().backward()
+        chosen = grouped
+    except RuntimeError:  # no flash kernel for it
+        chosen = expanded
+    torch.nn.functional.scaled_dot_product_attention = chosen
 
 
 class TorchTrainer:
@@ -184,6 +197,9 @@ class TorchTrainer:
         self.torch = torch
         dtype = torch.bfloat16 if self.cuda else torch.float32
         torch.manual_seed(0)
+        if self.cuda:
+            # Attention with all scores in memory would be no peer: rather an error.
+            torch.backends.cuda.enable_math_sdp(False)
         if mode == "compile-cudnn":
             from torch.nn.attention import SDPBackend, sdpa_kernel
 
