@@ -388,8 +388,9 @@ def measure(row: Row, options: argparse.Namespace, clock: Clock) -> dict[str, An
     try:
         answer = json.loads(out.strip().splitlines()[-1] if row.kind == "torch" else out)
     except (ValueError, IndexError):
-        last = [line for line in err.strip().splitlines() if line.strip()][-1:] or ["no output"]
-        return {"error": f"exit code {process.returncode}: {last[0][:300]}"}
+        lines = [line.strip() for line in err.splitlines() if line.strip()] or ["no output"]
+        why = next((line for line in lines if line.lower().startswith("error")), lines[-1])
+        return {"error": f"exit code {process.returncode}: {why[:300]}"}
     if row.kind == "relufy" and "error" not in answer:
         answer = checked(answer, row, options)
     answer["wall_seconds"] = time.monotonic() - begun
@@ -468,7 +469,8 @@ def table(rows: list[Row], options: argparse.Namespace) -> str:
     lines = [f"| {' | '.join(head)} |", "|---|---|" + "--:|" * (len(head) - 2)]
     for row in rows:
         if not row.steps:
-            why = row.rounds[-1]["error"] if row.rounds else "not measured"
+            reasons = sorted((answer["error"] for answer in row.rounds), key=lambda why: why.startswith("skipped"))
+            why = reasons[0].replace("|", "/") if reasons else "not measured"
             lines.append(f"| {row.shape} | {row.side} | {why} |" + " |" * (len(head) - 3))
             continue
         record = row.record()
