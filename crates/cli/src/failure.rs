@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use relufy_data::Error as Data;
 use relufy_eval::Error as Eval;
 use relufy_model::Error as Model;
+use relufy_ops::Error as Ops;
 use relufy_recipe::Error as Recipe;
 use relufy_spec::Error as Spec;
 use relufy_surgery::Error as Surgery;
@@ -62,8 +63,44 @@ fn is_failure(error: &anyhow::Error) -> bool {
             matches!(
                 cause.downcast_ref::<Trainer>(),
                 Some(Trainer::NonFinite { .. } | Trainer::Gradients { .. })
-            )
+            ) || ops_error(cause).is_some_and(is_of_device)
         })
+}
+
+/// Whether the device failed, rather than what it was given.
+fn is_of_device(error: &Ops) -> bool {
+    matches!(error, Ops::Device { .. } | Ops::OutOfMemory { .. } | Ops::Cuda { .. })
+}
+
+/// The arithmetic's error inside of another; transparent wrappers hide it from the chain.
+fn ops_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a Ops> {
+    let of_model = |error: &'a Model| match error {
+        Model::Ops(error) => Some(error),
+        _ => None,
+    };
+    if let Some(error) = cause.downcast_ref() {
+        return Some(error);
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return of_model(error);
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return match error {
+            Trainer::Ops(error) => Some(error),
+            Trainer::Model(error) => of_model(error),
+            _ => None,
+        };
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return match error {
+            Eval::Model(error) => of_model(error),
+            _ => None,
+        };
+    }
+    match cause.downcast_ref() {
+        Some(Surgery::Model(error)) => of_model(error),
+        _ => None,
+    }
 }
 
 fn io_kind(error: &anyhow::Error) -> Option<ErrorKind> {
@@ -79,7 +116,10 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         Some(ErrorKind::FileTooLarge) => {
             Some("a limit on the size of files stands in the way: see `ulimit -f`")
         }
-        _ => error.chain().find_map(hint_of),
+        _ => error.chain().find_map(|cause| match ops_error(cause) {
+            Some(error) => ops_hint(error),
+            None => hint_of(cause),
+        }),
     }
 }
 
@@ -128,6 +168,16 @@ fn hint_of(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
         };
     }
     None
+}
+
+fn ops_hint(error: &Ops) -> Option<&'static str> {
+    Some(match error {
+        Ops::OutOfMemory { .. } => {
+            "take smaller batches; training also has `train.recompute = \"block\"` and `train.moment_dtype = \"bf16\"`"
+        }
+        Ops::Device { .. } => "`--device cpu` computes without a GPU",
+        _ => return None,
+    })
 }
 
 fn eval_hint(error: &Eval) -> Option<&'static str> {

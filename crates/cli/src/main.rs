@@ -5,6 +5,7 @@
 mod allocator;
 mod args;
 mod commands;
+mod compute;
 mod failure;
 mod human;
 mod out;

@@ -15,14 +15,21 @@ use crate::{Error, Result};
 const PIECE: u64 = 32 << 20;
 
 /// The identity of a checkpoint on which `stage` is worked in memory: its weights, config
-/// and tokenizer, and the version of this program, whose arithmetic may change.
+/// and tokenizer, and the version of this program, whose arithmetic may change. `arithmetic` names
+/// one that is not f32 on the CPU.
 ///
 /// # Errors
 /// A file that cannot be read.
-pub fn identity(checkpoint: &Checkpoint, tokenizer: &Tokenizer, stage: Stage) -> Result<String> {
+pub fn identity(
+    checkpoint: &Checkpoint,
+    tokenizer: &Tokenizer,
+    stage: Stage,
+    arithmetic: &str,
+) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(env!("CARGO_PKG_VERSION").as_bytes());
     hasher.update(&[u8::from(stage)]);
+    hasher.update(arithmetic.as_bytes());
     hasher.update(tokenizer.fingerprint().as_bytes());
     let mut files = checkpoint.weight_files();
     files.push(checkpoint.dir().join("config.json"));

@@ -1,6 +1,6 @@
 //! Decoding token by token with a cache of keys and values.
 
-use relufy_ops::rows;
+use relufy_ops::{buffer, rows};
 
 use crate::{Decoder, Error, KvCache, NoTap, Result};
 
@@ -50,5 +50,5 @@ fn next_logits(decoder: &Decoder, cache: &mut KvCache, ids: &[u32]) -> Result<Ve
     let tokens = cache.extend(&[(0, ids)])?;
     let hidden = decoder.hidden_cached(&tokens, cache, &mut NoTap)?;
     let last = rows::gather(&hidden, &[ids.len() - 1])?;
-    Ok(decoder.logits(&last)?.flatten_all()?.to_vec1()?)
+    Ok(buffer::to_host(&decoder.logits(&last)?)?)
 }

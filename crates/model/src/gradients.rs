@@ -1,14 +1,17 @@
-//! One gradient buffer a trainable parameter, written in place by the backward pass.
+//! One gradient buffer a trainable parameter, written in place by the backward pass; or one for all
+//! layers, where each layer's gradients are used before the next one's are written.
 
 use std::cell::Cell;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use relufy_ops::buffer::{self, Accum};
 use relufy_ops::reduce;
 use relufy_spec::WeightMap;
 
-use crate::{ParamId, Params, Result};
+use crate::{LayerParam, Param, ParamId, Params, Result};
 
 /// Which rows of which parameters are trained.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +23,7 @@ pub struct Trainable {
 impl Trainable {
     /// Everything.
     pub fn all(params: &Params) -> Trainable {
-        let whole = |param: &crate::Param| {
+        let whole = |param: &Param| {
             std::iter::once(0..param.tensor.dims().first().copied().unwrap_or(0)).collect()
         };
         Trainable { rows: params.iter().map(whole).collect() }
@@ -38,6 +41,26 @@ impl Trainable {
             merge(ranges);
         }
         Trainable { rows }
+    }
+
+    /// The parameters with trained rows, and these rows.
+    pub fn iter<'a>(
+        &'a self,
+        params: &'a Params,
+    ) -> impl Iterator<Item = (&'a Param, &'a [Range<usize>])> {
+        let all = params.iter().zip(&self.rows).map(|(param, rows)| (param, rows.as_slice()));
+        all.filter(|(_, rows)| !rows.is_empty())
+    }
+
+    /// Whether any row of a parameter is trained.
+    pub fn wants(&self, params: &Params, id: ParamId) -> bool {
+        params.index_of(id).is_some_and(|n| !self.rows[n].is_empty())
+    }
+
+    /// How many numbers the parameters have of which rows are trained: what their masters and
+    /// moments take.
+    pub fn held(&self, params: &Params) -> usize {
+        self.iter(params).map(|(param, _)| param.tensor.elem_count()).sum()
     }
 
     /// How many numbers are trained.
@@ -67,10 +90,40 @@ fn merge(ranges: &mut Vec<Range<usize>>) {
     *ranges = joined;
 }
 
+/// Whose gradient a buffer holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Buffers {
+    /// Each parameter has its own.
+    #[default]
+    Own,
+    /// Parameters of one kind and shape share theirs over all layers, and so do the head and the
+    /// embedding: for whoever uses gradients as soon as they are final.
+    Shared,
+}
+
+/// Parameters that may share a buffer: their gradients are final at different times.
+#[derive(PartialEq, Eq, Hash)]
+enum Kind {
+    /// The head's is final before the first layer's, the embedding's after the last.
+    Vocabulary,
+    Layer(LayerParam),
+}
+
+impl Kind {
+    fn of(id: ParamId) -> Option<Kind> {
+        match id {
+            ParamId::Layer(_, param) => Some(Kind::Layer(param)),
+            ParamId::Head | ParamId::Embed => Some(Kind::Vocabulary),
+            _ => None,
+        }
+    }
+}
+
 /// The gradients of one optimizer step.
 pub struct Gradients {
     slots: Vec<GradientSlot>,
     ids: Vec<ParamId>,
+    index: HashMap<ParamId, usize>,
 }
 
 struct GradientSlot {
@@ -88,21 +141,59 @@ pub(crate) struct Target<'a> {
 }
 
 impl Gradients {
-    /// Buffers for what is trainable; frozen parameters have none.
+    /// Buffers of the parameters' type for what is trainable; frozen parameters have none.
     ///
     /// # Errors
     /// The device has no room.
     pub fn new(params: &Params, trainable: &Trainable) -> Result<Gradients> {
+        Gradients::held(params, trainable, params.dtype(), Buffers::Own)
+    }
+
+    /// As [`Gradients::new`], with buffers of another type or fewer of them.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn held(
+        params: &Params,
+        trainable: &Trainable,
+        dtype: DType,
+        buffers: Buffers,
+    ) -> Result<Gradients> {
+        let mut shared: HashMap<(Kind, Vec<usize>), Tensor> = HashMap::new();
+        let mut buffer = |param: &Param| -> Result<Tensor> {
+            let shape = param.tensor.dims().to_vec();
+            let make = || Tensor::zeros(shape.as_slice(), dtype, param.tensor.device());
+            let (Some(kind), Buffers::Shared) = (Kind::of(param.id), buffers) else {
+                return Ok(make()?);
+            };
+            Ok(match shared.entry((kind, shape.clone())) {
+                Entry::Occupied(there) => there.get().clone(),
+                Entry::Vacant(new) => new.insert(make()?).clone(),
+            })
+        };
         let slots = params
             .iter()
             .zip(&trainable.rows)
             .map(|(param, rows)| {
                 let frozen = rows.is_empty();
-                let tensor = if frozen { None } else { Some(param.tensor.zeros_like()?) };
+                let tensor = if frozen { None } else { Some(buffer(param)?) };
                 Ok(GradientSlot { tensor, rows: rows.clone(), written: Cell::new(false) })
             })
             .collect::<Result<_>>()?;
-        Ok(Gradients { slots, ids: params.iter().map(|param| param.id).collect() })
+        let ids: Vec<ParamId> = params.iter().map(|param| param.id).collect();
+        let index = ids.iter().enumerate().map(|(n, id)| (*id, n)).collect();
+        Ok(Gradients { slots, ids, index })
+    }
+
+    /// How many numbers the buffers of [`Gradients::held`] would have.
+    pub fn buffer_elements(params: &Params, trainable: &Trainable, buffers: Buffers) -> usize {
+        let mut seen = HashSet::new();
+        let mut has_own = |param: &Param| match (Kind::of(param.id), buffers) {
+            (Some(kind), Buffers::Shared) => seen.insert((kind, param.tensor.dims().to_vec())),
+            _ => true,
+        };
+        let trained = trainable.iter(params).map(|(param, _)| param);
+        trained.filter(|param| has_own(param)).map(|param| param.tensor.elem_count()).sum()
     }
 
     /// Starts an optimizer step: the next write to each buffer replaces what it holds.
@@ -115,10 +206,16 @@ impl Gradients {
     /// # Errors
     /// A device without the kernel.
     pub fn poison(&mut self) -> Result<()> {
-        for slot in &self.slots {
-            if let Some(tensor) = &slot.tensor {
-                reduce::fill(tensor, f32::NAN)?;
-            }
+        self.poison_these(&self.ids)
+    }
+
+    /// As [`Gradients::poison`], only these parameters' buffers.
+    ///
+    /// # Errors
+    /// A device without the kernel.
+    pub fn poison_these(&self, ids: &[ParamId]) -> Result<()> {
+        for tensor in ids.iter().filter_map(|id| self.get(*id)) {
+            reduce::fill(tensor, f32::NAN)?;
         }
         Ok(())
     }
@@ -133,9 +230,22 @@ impl Gradients {
         params: &Params,
         map: &WeightMap,
     ) -> Result<Vec<(String, &'static str)>> {
+        self.problems_among(params, map, |_| true)
+    }
+
+    /// As [`Gradients::problems`], of the parameters that `among` names.
+    ///
+    /// # Errors
+    /// A device without the kernel.
+    pub fn problems_among(
+        &self,
+        params: &Params,
+        map: &WeightMap,
+        among: impl Fn(ParamId) -> bool,
+    ) -> Result<Vec<(String, &'static str)>> {
         let mut problems = Vec::new();
         for (name, id, ranges) in params.checkpoint_names(map) {
-            let Some(slot) = params.index_of(id).map(|n| &self.slots[n]) else { continue };
+            let Some(slot) = self.slot(id).filter(|_| among(id)) else { continue };
             let Some(tensor) = &slot.tensor else { continue };
             let trained = |range: &Range<usize>| {
                 slot.rows.iter().any(|rows| rows.start <= range.start && range.end <= rows.end)
@@ -179,13 +289,23 @@ impl Gradients {
     /// # Errors
     /// A device without the kernel.
     pub fn global_norm(&self) -> Result<f64> {
-        let mut sum = 0.0;
-        for (_, tensor, rows) in self.iter() {
-            for range in rows {
-                sum += reduce::sum_of_squares(&tensor.narrow(0, range.start, range.len())?)?;
+        Ok(self.sum_of_squares(&self.ids)?.sqrt())
+    }
+
+    /// The sum of squares over the trained rows of these parameters.
+    ///
+    /// # Errors
+    /// A device without the kernel.
+    pub fn sum_of_squares(&self, ids: &[ParamId]) -> Result<f64> {
+        let mut parts = Vec::new();
+        for slot in ids.iter().filter_map(|id| self.slot(*id)) {
+            let Some(tensor) = &slot.tensor else { continue };
+            for range in &slot.rows {
+                parts.push(tensor.narrow(0, range.start, range.len())?);
             }
         }
-        Ok(sum.sqrt())
+        let parts: Vec<&Tensor> = parts.iter().collect();
+        Ok(reduce::sum_of_squares_of(&parts)?)
     }
 
     /// Where and how to write the gradient of a parameter now; marks it as written.
@@ -213,7 +333,7 @@ impl Gradients {
     }
 
     fn slot(&self, id: ParamId) -> Option<&GradientSlot> {
-        self.ids.iter().position(|candidate| *candidate == id).map(|n| &self.slots[n])
+        self.index.get(&id).map(|n| &self.slots[*n])
     }
 }
 

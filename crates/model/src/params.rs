@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use relufy_ops::buffer;
@@ -51,6 +51,29 @@ pub enum LayerParam {
     UpBias,
     Down,
     DownBias,
+}
+
+impl LayerParam {
+    /// All of them, in the order a token meets them.
+    pub const ALL: [LayerParam; 14] = {
+        use LayerParam::*;
+        [
+            AttnNorm,
+            AttnNormBias,
+            Qkv,
+            QkvBias,
+            QNorm,
+            KNorm,
+            O,
+            OBias,
+            MlpNorm,
+            MlpNormBias,
+            Up,
+            UpBias,
+            Down,
+            DownBias,
+        ]
+    };
 }
 
 impl ParamId {
@@ -101,7 +124,7 @@ pub struct Part {
 pub struct Param {
     /// Its name.
     pub id: ParamId,
-    /// Its values, f32 on the CPU.
+    /// Its values: f32, or bf16 on a GPU.
     pub tensor: Tensor,
     /// Which rows belong to which slot.
     pub parts: Vec<Part>,
@@ -111,6 +134,14 @@ impl Param {
     /// Whether it is a matrix; vectors (norms, biases) take no weight decay.
     pub fn is_matrix(&self) -> bool {
         self.tensor.rank() == 2
+    }
+
+    /// The same parameter in another type; nothing is copied if it has that type.
+    pub(crate) fn cast(self, dtype: DType) -> Result<Param> {
+        if self.tensor.dtype() == dtype {
+            return Ok(self);
+        }
+        Ok(Param { tensor: buffer::cast(&self.tensor, dtype)?, ..self })
     }
 }
 
@@ -127,8 +158,12 @@ impl ParamLayout {
     }
 
     pub fn with_values(self, values: Vec<f32>, device: &Device) -> Result<Param> {
-        let tensor = buffer::from_vec(values, self.shape, device)?;
-        Ok(Param { id: self.id, tensor, parts: self.parts })
+        let tensor = buffer::from_vec(values, self.shape.clone(), device)?;
+        Ok(self.with_tensor(tensor))
+    }
+
+    fn with_tensor(self, tensor: Tensor) -> Param {
+        Param { id: self.id, tensor, parts: self.parts }
     }
 }
 
@@ -171,6 +206,17 @@ impl Default for Init {
     }
 }
 
+/// The f32 values of parameters that are trained while rounded ones are in use.
+#[derive(Clone, Debug, Default)]
+pub struct Masters(HashMap<ParamId, Tensor>);
+
+impl Masters {
+    /// The f32 values of a parameter; `None` where those in use are all there is.
+    pub fn get(&self, id: ParamId) -> Option<&Tensor> {
+        self.0.get(&id)
+    }
+}
+
 /// Every parameter of a decoder.
 #[derive(Clone, Debug)]
 pub struct Params {
@@ -184,20 +230,89 @@ impl Params {
         Params { list, index }
     }
 
-    /// Random weights: matrices normal, norm weights one, biases zero.
+    /// Random weights in f32: matrices normal, norm weights one, biases zero.
+    ///
+    /// On the CPU the numbers are the seed's on every machine. A GPU draws its own.
     ///
     /// # Errors
     /// The device has no room.
     pub fn random(spec: &DecoderSpec, init: &Init, device: &Device) -> Result<Params> {
+        Params::random_as(spec, init, device, DType::F32)
+    }
+
+    /// As [`Params::random`], each rounded to `dtype` as soon as it is drawn.
+    ///
+    /// # Errors
+    /// As [`Params::random`]; a type that the device does not compute in.
+    pub fn random_as(
+        spec: &DecoderSpec,
+        init: &Init,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Params> {
+        if !device.is_cpu() {
+            device.set_seed(init.seed)?;
+        }
         let params = empty_layout(spec)
             .into_iter()
             .enumerate()
             .map(|(n, layout)| {
-                let values = random_values(spec, init, n as u64, &layout);
-                layout.with_values(values, device)
+                let param = match (device, layout.shape.as_slice()) {
+                    (Device::Cpu, _) | (_, []) | (_, [_]) => {
+                        let values = random_values(spec, init, n as u64, &layout);
+                        layout.with_values(values, device)?
+                    }
+                    (_, shape) => {
+                        let std = deviation(spec, init, layout.id) as f32;
+                        let tensor = Tensor::randn(0f32, std, shape, device)?;
+                        layout.with_tensor(tensor)
+                    }
+                };
+                param.cast(dtype)
             })
             .collect::<Result<_>>()?;
         Ok(Params::from_list(params))
+    }
+
+    /// The weights in `dtype`, and the f32 values of those that `trained` names: none where `dtype`
+    /// is f32, because these are then one and the same. The others' f32 values are let go.
+    ///
+    /// # Errors
+    /// The device has no room, or does not compute in `dtype`.
+    pub fn into_use(
+        self,
+        dtype: DType,
+        trained: impl Fn(ParamId) -> bool,
+    ) -> Result<(Params, Masters)> {
+        if dtype == DType::F32 {
+            return Ok((self, Masters::default()));
+        }
+        let mut masters = HashMap::new();
+        let list = self
+            .list
+            .into_iter()
+            .map(|param| {
+                if trained(param.id) {
+                    masters.insert(param.id, param.tensor.clone());
+                }
+                param.cast(dtype)
+            })
+            .collect::<Result<_>>()?;
+        Ok((Params::from_list(list), Masters(masters)))
+    }
+
+    /// The same parameters, with the f32 values where there are masters: what is saved.
+    pub fn with_masters<'a>(&self, masters: impl Fn(ParamId) -> Option<&'a Tensor>) -> Params {
+        let list = self.list.iter().cloned().map(|param| match masters(param.id) {
+            Some(master) => Param { tensor: master.clone(), ..param },
+            None => param,
+        });
+        Params::from_list(list.collect())
+    }
+
+    /// The type of the weights; f32 where there are none.
+    pub fn dtype(&self) -> DType {
+        self.list.first().map_or(DType::F32, |param| param.tensor.dtype())
     }
 
     /// The parameters, in order.
@@ -251,15 +366,7 @@ fn random_values(spec: &DecoderSpec, init: &Init, stream: u64, layout: &ParamLay
         [_, _] => {
             let mut rng = ChaCha8Rng::seed_from_u64(init.seed);
             rng.set_stream(stream);
-            let writes_residual = matches!(
-                layout.id,
-                ParamId::Layer(_, LayerParam::O) | ParamId::Layer(_, LayerParam::Down)
-            );
-            let scale = if writes_residual && init.scale_residual {
-                init.std / (2.0 * spec.layers.len() as f64).sqrt()
-            } else {
-                init.std
-            };
+            let scale = deviation(spec, init, layout.id);
             let mut values: Vec<f32> = Vec::with_capacity(n + 1);
             while values.len() < n {
                 // Box-Muller; 1 - u keeps the logarithm finite.
@@ -273,6 +380,16 @@ fn random_values(spec: &DecoderSpec, init: &Init, stream: u64, layout: &ParamLay
             values
         }
         _ => vec![neutral(spec, layout.id); n],
+    }
+}
+
+/// The standard deviation of a matrix.
+fn deviation(spec: &DecoderSpec, init: &Init, id: ParamId) -> f64 {
+    let writes_residual =
+        matches!(id, ParamId::Layer(_, LayerParam::O) | ParamId::Layer(_, LayerParam::Down));
+    match writes_residual && init.scale_residual {
+        true => init.std / (2.0 * spec.layers.len() as f64).sqrt(),
+        false => init.std,
     }
 }
 

@@ -1,5 +1,6 @@
 //! One batch through a model, with everything that a comparison wants to see.
 
+use relufy_ops::buffer;
 use relufy_spec::{Site, WeightMap};
 
 use crate::checkpoint::checkpoint_tensor;
@@ -57,7 +58,7 @@ pub fn probe(
 
     let mut tap = DensityTap::new(decoder.spec().layers.len());
     let hidden = decoder.hidden(&tokens, &mut tap)?;
-    let logits = decoder.logits(&hidden)?.flatten_all()?.to_vec1()?;
+    let logits = buffer::to_host(&decoder.logits(&hidden)?)?;
 
     let params = decoder.params();
     let names: Vec<ParamId> =

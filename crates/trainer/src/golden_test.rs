@@ -1,13 +1,13 @@
 //! The steps of `torch.optim.AdamW` on a Hugging Face Llama, loss by loss; and what
 //! accumulation must give.
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use relufy_data::Batch;
-use relufy_model::{Checkpoint, Decoder, Gradients, NoTap, Trainable};
+use relufy_model::{Checkpoint, Decoder, Gradients, Masters, NoTap, Trainable};
 
 use crate::config::Optim;
 use crate::optimizer::{Decay, Optimizer};
-use crate::step::{self, Terms};
+use crate::step::{self, StepLosses, Terms};
 
 const SHARED: &str = match option_env!("RELUFY_SHARED_DIR") {
     Some(shared) => shared,
@@ -45,6 +45,16 @@ fn llama(stage: u8) -> (Checkpoint, Decoder) {
     (checkpoint, decoder)
 }
 
+fn gradients_of(
+    decoder: &Decoder,
+    batches: &[Batch],
+    terms: &Terms,
+    gradients: &mut Gradients,
+) -> StepLosses {
+    let (tap, stop, later) = (&mut NoTap, &|| false, &mut step::later);
+    step::gradients(decoder, batches, terms, 0, gradients, tap, stop, later).unwrap().unwrap()
+}
+
 #[test]
 #[cfg_attr(not(relufy_shared), ignore = "needs the shared goldens: set RELUFY_SHARED")]
 fn twelve_steps_as_in_pytorch() {
@@ -75,15 +85,19 @@ fn twelve_steps_as_in_pytorch() {
         let (_, decoder) = llama(stage);
         let trainable = Trainable::all(decoder.params());
         let mut gradients = Gradients::new(decoder.params(), &trainable).unwrap();
-        let mut optimizer = Optimizer::new(&gradients, &settings, Decay::All).unwrap();
+        let mut optimizer = Optimizer::new(
+            decoder.params(),
+            &trainable,
+            &Masters::default(),
+            &settings,
+            Decay::All,
+            DType::F32,
+        )
+        .unwrap();
         let norms = list("grad_norms_before_clip");
         for (n, loss) in list("losses").into_iter().enumerate() {
             let terms = Terms::default();
-            let found =
-                step::gradients(&decoder, &batches, &terms, 0, &mut gradients, &mut NoTap, &|| {
-                    false
-                });
-            let found = found.unwrap().unwrap().loss;
+            let found = gradients_of(&decoder, &batches, &terms, &mut gradients).loss;
             assert!((found - loss).abs() < 1e-4, "stage {stage}, step {n}: {found} for {loss}");
             let norm = gradients.global_norm().unwrap();
             let error = (norm - norms[n]).abs() / norms[n];
@@ -114,9 +128,7 @@ fn accumulation_equals_one_large_batch() {
     let run = |batches: &[Batch]| {
         let trainable = Trainable::all(decoder.params());
         let mut gradients = Gradients::new(decoder.params(), &trainable).unwrap();
-        let losses =
-            step::gradients(&decoder, batches, &terms, 0, &mut gradients, &mut NoTap, &|| false);
-        (losses.unwrap().unwrap(), gradients)
+        (gradients_of(&decoder, batches, &terms, &mut gradients), gradients)
     };
     let (loss, one) = run(&[whole]);
     let (loss_of_two, two) = run(&halves);

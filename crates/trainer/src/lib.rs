@@ -14,9 +14,11 @@ mod freeze;
 #[cfg(test)]
 mod golden_test;
 mod init;
+mod machine;
 mod metrics;
 mod observer;
 mod optimizer;
+mod pieces;
 mod plan;
 mod prepare;
 mod record;

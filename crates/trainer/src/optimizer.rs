@@ -1,21 +1,20 @@
-//! AdamW over the parameters of a decoder: the moments, one step, and the file that makes
+//! AdamW over the parameters of a decoder: masters and moments, one step, and the file that makes
 //! a resumed run bit-equal (`optimizer.safetensors`: f32 masters and both moments).
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 
-use candle_core::Tensor;
-use relufy_model::{Gradients, LayerParam, ParamId, Params};
-use relufy_ops::adamw::{self, AdamW};
+use candle_core::{DType, Tensor};
+use relufy_model::{Gradients, LayerParam, Masters, ParamId, Params, Trainable};
+use relufy_ops::adamw::{self, AdamW, Item};
 use relufy_ops::buffer;
 use safetensors::{Dtype, SafeTensors, View};
 
 use crate::config::Optim;
 use crate::{Error, Result};
-
-const OP: &str = "optimizer";
 
 /// What weight decay applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,9 +25,10 @@ pub enum Decay {
     All,
 }
 
-/// The moments of everything that is trained, and the step count.
+/// The masters and moments of everything that is trained, and the step count.
 pub struct Optimizer {
     slots: Vec<Slot>,
+    index: HashMap<ParamId, usize>,
     steps: u64,
     settings: Optim,
     decay: Decay,
@@ -37,24 +37,36 @@ pub struct Optimizer {
 struct Slot {
     id: ParamId,
     rows: Vec<Range<usize>>,
+    /// The f32 values; `None` where the weights in use are f32 themselves.
+    master: Option<Tensor>,
     m: Tensor,
     v: Tensor,
 }
 
 impl Optimizer {
-    /// Moments of zero for every parameter that has a gradient.
+    /// Moments of zero, of type `moments`, for everything that is trained.
     ///
     /// # Errors
     /// A device without room.
-    pub fn new(gradients: &Gradients, settings: &Optim, decay: Decay) -> Result<Optimizer> {
-        let slots = gradients
-            .iter()
-            .map(|(id, gradient, rows)| {
-                let (m, v) = (gradient.zeros_like()?, gradient.zeros_like()?);
-                Ok(Slot { id, rows: rows.to_vec(), m, v })
+    pub fn new(
+        params: &Params,
+        trainable: &Trainable,
+        masters: &Masters,
+        settings: &Optim,
+        decay: Decay,
+        moments: DType,
+    ) -> Result<Optimizer> {
+        let slots: Vec<Slot> = trainable
+            .iter(params)
+            .map(|(param, rows)| {
+                let zeros = || Tensor::zeros(param.tensor.dims(), moments, param.tensor.device());
+                let (m, v) = (zeros()?, zeros()?);
+                let master = masters.get(param.id).cloned();
+                Ok(Slot { id: param.id, rows: rows.to_vec(), master, m, v })
             })
             .collect::<Result<_>>()?;
-        Ok(Optimizer { slots, steps: 0, settings: settings.clone(), decay })
+        let index = slots.iter().enumerate().map(|(n, slot)| (slot.id, n)).collect();
+        Ok(Optimizer { slots, index, steps: 0, settings: settings.clone(), decay })
     }
 
     /// Steps taken.
@@ -82,34 +94,54 @@ impl Optimizer {
         learning_rate: f64,
         grad_scale: f64,
     ) -> Result<()> {
+        self.apply(self.slots.iter(), params, gradients, learning_rate, grad_scale)?;
         self.steps += 1;
-        for slot in &self.slots {
-            let missing = || relufy_model::Error::Invalid(format!("no parameter {:?}", slot.id));
+        Ok(())
+    }
+
+    /// Begins a step that is taken parameter by parameter, each as soon as its gradient is final.
+    pub fn begin(&mut self) -> Piecewise<'_> {
+        Piecewise { optimizer: self, done: HashSet::new() }
+    }
+
+    /// Moves parameters; the step itself is not counted yet.
+    fn apply<'a>(
+        &self,
+        slots: impl Iterator<Item = &'a Slot>,
+        params: &Params,
+        gradients: &Gradients,
+        learning_rate: f64,
+        grad_scale: f64,
+    ) -> relufy_model::Result<()> {
+        let items = slots.map(|slot| {
+            let missing = || no_parameter(slot.id);
             let at = params.index_of(slot.id).ok_or_else(missing)?;
             let param = params.iter().nth(at).ok_or_else(missing)?;
-            let gradient = gradients.get(slot.id).ok_or_else(missing)?;
             let decays = self.decay == Decay::All || param.is_matrix();
-            let numbers = AdamW {
-                lr: learning_rate,
-                beta1: self.settings.adam_beta1,
-                beta2: self.settings.adam_beta2,
-                eps: self.settings.adam_epsilon,
+            Ok(Item {
+                param: &param.tensor,
+                master: slot.master.as_ref(),
+                grad: gradients.get(slot.id).ok_or_else(missing)?,
+                m: &slot.m,
+                v: &slot.v,
                 weight_decay: if decays { self.settings.weight_decay } else { 0.0 },
-            };
-            let rows = Some(slot.rows.as_slice());
-            let scale = grad_scale as f32;
-            adamw::step(
-                &param.tensor,
-                gradient,
-                &slot.m,
-                &slot.v,
-                &numbers,
-                self.steps,
-                scale,
-                rows,
-            )?;
-        }
-        Ok(())
+                rows: Some(slot.rows.as_slice()),
+            })
+        });
+        let items = items.collect::<relufy_model::Result<Vec<_>>>()?;
+        let numbers = AdamW {
+            lr: learning_rate,
+            beta1: self.settings.adam_beta1,
+            beta2: self.settings.adam_beta2,
+            eps: self.settings.adam_epsilon,
+            weight_decay: self.settings.weight_decay,
+        };
+        Ok(adamw::step_all(&items, &numbers, self.steps + 1, grad_scale as f32)?)
+    }
+
+    /// The parameters as they are saved: with their f32 values where there are any.
+    pub fn precise(&self, params: &Params) -> Params {
+        params.with_masters(|id| self.slots[*self.index.get(&id)?].master.as_ref())
     }
 
     /// Writes masters, moments and the step count.
@@ -117,14 +149,19 @@ impl Optimizer {
     /// # Errors
     /// A full disk, and whatever else the system says.
     pub fn save(&self, path: &Path, params: &Params) -> Result<()> {
+        let failed = RefCell::new(None);
         let mut views = Vec::new();
         for slot in &self.slots {
             for (kind, tensor) in self.tensors(slot, params)? {
-                views.push((name(kind, slot.id), F32View(tensor, buffer::view(tensor, OP)?)));
+                views.push((name(kind, slot.id), F32View { tensor, failed: &failed }));
             }
         }
         let metadata = HashMap::from([("step".to_string(), self.steps.to_string())]);
-        safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
+        let written = safetensors::serialize_to_file(views, Some(metadata), path);
+        if let Some(error) = failed.take() {
+            return Err(error.into());
+        }
+        written.map_err(|error| match error {
             safetensors::SafeTensorError::IoError(source) => Error::io(path, source),
             other => Error::damaged(path, other),
         })
@@ -166,11 +203,13 @@ impl Optimizer {
                     );
                     return Err(Error::damaged(path, why));
                 }
-                buffer::write_f32(tensor, OP, |target| {
-                    for (value, bytes) in target.iter_mut().zip(stored.data().as_chunks().0) {
-                        *value = f32::from_le_bytes(*bytes);
-                    }
-                })?;
+                let bytes = stored.data().as_chunks().0;
+                let values: Vec<f32> = bytes.iter().map(|b| f32::from_le_bytes(*b)).collect();
+                buffer::write_from_host(tensor, &values)?;
+                if kind == "master" && slot.master.is_some() {
+                    let param = params.get(slot.id).ok_or_else(|| no_parameter(slot.id))?;
+                    buffer::write_from_host(param, &values)?;
+                }
             }
         }
         Ok(())
@@ -181,11 +220,66 @@ impl Optimizer {
         slot: &'a Slot,
         params: &'a Params,
     ) -> Result<[(&'static str, &'a Tensor); 3]> {
-        let master = params
-            .get(slot.id)
-            .ok_or_else(|| relufy_model::Error::Invalid(format!("no parameter {:?}", slot.id)))?;
+        let master = match &slot.master {
+            Some(master) => master,
+            None => params.get(slot.id).ok_or_else(|| no_parameter(slot.id))?,
+        };
         Ok([("master", master), ("m", &slot.m), ("v", &slot.v)])
     }
+}
+
+/// A step in pieces.
+pub struct Piecewise<'a> {
+    optimizer: &'a mut Optimizer,
+    done: HashSet<ParamId>,
+}
+
+impl Piecewise<'_> {
+    /// Moves these parameters, as far as they are trained.
+    ///
+    /// # Errors
+    /// As [`Optimizer::step`]; a parameter for the second time.
+    pub fn step(
+        &mut self,
+        ids: &[ParamId],
+        params: &Params,
+        gradients: &Gradients,
+        learning_rate: f64,
+    ) -> relufy_model::Result<()> {
+        let slots = ids.iter().filter_map(|id| self.optimizer.index.get(id));
+        let slots: Vec<&Slot> = slots.map(|n| &self.optimizer.slots[*n]).collect();
+        if let Some(again) = slots.iter().find(|slot| !self.done.insert(slot.id)) {
+            let why = format!("a second step of {:?} in one", again.id);
+            return Err(relufy_model::Error::Invalid(why));
+        }
+        self.optimizer.apply(slots.into_iter(), params, gradients, learning_rate, 1.0)
+    }
+
+    /// Whether nothing has moved yet.
+    pub fn is_untouched(&self) -> bool {
+        self.done.is_empty()
+    }
+
+    /// Counts the step, once everything trained has moved.
+    ///
+    /// # Errors
+    /// A parameter whose gradient was never final.
+    pub fn finish(self) -> relufy_model::Result<()> {
+        match self.optimizer.slots.iter().find(|slot| !self.done.contains(&slot.id)) {
+            None => {
+                self.optimizer.steps += 1;
+                Ok(())
+            }
+            Some(slot) => {
+                let why = format!("the gradient of {:?} was never final", slot.id);
+                Err(relufy_model::Error::Invalid(why))
+            }
+        }
+    }
+}
+
+fn no_parameter(id: ParamId) -> relufy_model::Error {
+    relufy_model::Error::Invalid(format!("no parameter {id:?}"))
 }
 
 /// The name of a tensor in the file, such as `m.layers.3.qkv`.
@@ -197,8 +291,12 @@ fn name(kind: &str, id: ParamId) -> String {
     }
 }
 
-/// A tensor on its way into the file.
-struct F32View<'a>(&'a Tensor, buffer::View<'a>);
+/// A tensor on its way into the file: fetched from its device when it is written.
+struct F32View<'a> {
+    tensor: &'a Tensor,
+    /// Why a tensor could not be fetched: writing a file has no way to say so.
+    failed: &'a RefCell<Option<relufy_ops::Error>>,
+}
 
 impl View for F32View<'_> {
     fn dtype(&self) -> Dtype {
@@ -206,18 +304,25 @@ impl View for F32View<'_> {
     }
 
     fn shape(&self) -> &[usize] {
-        self.0.dims()
+        self.tensor.dims()
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
         let mut bytes = vec![0; self.data_len()];
-        for (bytes, value) in bytes.as_chunks_mut().0.iter_mut().zip(self.1.iter()) {
-            *bytes = value.to_le_bytes();
+        match buffer::to_host(self.tensor) {
+            Ok(values) => {
+                for (bytes, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
+                    *bytes = value.to_le_bytes();
+                }
+            }
+            Err(error) => {
+                self.failed.borrow_mut().get_or_insert(error);
+            }
         }
         Cow::Owned(bytes)
     }
 
     fn data_len(&self) -> usize {
-        4 * self.1.len()
+        4 * self.tensor.elem_count()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use relufy_spec::memory::TrainMemory;
+use relufy_spec::memory::{Recompute, TrainMemory};
 use serde::Serialize;
 
 /// What a run will do.
@@ -30,10 +30,18 @@ pub struct Plan {
     pub epochs: f64,
     /// Sequences of the validation split that are evaluated; 0: there is none.
     pub validation_sequences: u64,
-    /// Memory at its peak, estimated from shapes.
+    /// Where it computes.
+    pub device: String,
+    /// The number type of weights in use and activations.
+    pub dtype: &'static str,
+    /// What is computed again in the backward pass.
+    pub recompute: Recompute,
+    /// Memory at its peak, worked out from shapes.
     pub memory: TrainMemory,
     /// Bytes of the teacher's weights; 0 without one.
     pub teacher_memory: u64,
+    /// Bytes that the GPU had free before anything was loaded; `None` on the CPU.
+    pub free_memory: Option<u64>,
     /// Measured time of one step, where it was measured.
     pub seconds_per_step: Option<f64>,
     /// Settings that differ from those of the checkpoint that is continued.

@@ -1,16 +1,17 @@
 //! Everything that is read and checked before the first step: model, text, the run's
 //! folder and, for a resumed run, its newest checkpoint.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
-use candle_core::Device;
 use relufy_data::{Dataset, Hub, Packed, PackingConfig, Progress};
-use relufy_model::{Checkpoint, Decoder, Gradients, Recompute};
-use relufy_spec::memory::{TrainShape, train_memory, weight_bytes};
+use relufy_model::{Checkpoint, Decoder, Gradients, ParamId, Params, Recompute};
+use relufy_spec::memory::{TrainMemory, TrainShape, train_memory, weight_bytes};
 use relufy_spec::{Activation, DecoderSpec, PerLayer, ReluPlan, Stage};
 
 use crate::config::TrainConfig;
 use crate::folder::{OPTIMIZER, RunFolder, SavedCheckpoint};
+use crate::machine::{Machine, Wish, type_name};
 use crate::optimizer::{Decay, Optimizer};
 use crate::plan::Plan;
 use crate::schedule::Schedule;
@@ -46,12 +47,13 @@ impl Trainer {
         check_length(config, &spec)?;
         let dataset = open_dataset(config, &source, around.progress)?;
 
-        let (decoder, states) = match &saved {
-            None => (source.load_with(&Device::Cpu, &plan)?, None),
-            Some(saved) => (load_saved(saved, &spec)?, Some(state::read(&saved.path)?)),
+        let machine = Machine::open(&Wish::of(&config.train, config.optim.max_grad_norm))?;
+        let (params, states) = match &saved {
+            None => (source.load_params(&machine.device)?, None),
+            Some(saved) => (load_saved(saved, &spec, &machine)?, Some(state::read(&saved.path)?)),
         };
         let map = &source.config().weights;
-        let selection = freeze::select(decoder.params(), map, spec.layers.len(), &config.freeze)?;
+        let selection = freeze::select(&params, map, spec.layers.len(), &config.freeze)?;
         let source_hash = hash_files(&source.weight_files())?;
         let identity = Identity {
             corpus: dataset.fingerprint().to_string(),
@@ -70,21 +72,33 @@ impl Trainer {
         let changed_settings =
             states.as_ref().map_or_else(Vec::new, |(_, resume)| resume.changed_keys(&resolved));
 
-        let gradients = Gradients::new(decoder.params(), &selection.trainable)?;
-        let mut optimizer = Optimizer::new(&gradients, &config.optim, Decay::Matrices)?;
+        let trainable = &selection.trainable;
+        let shape = train_shape(config, &machine, &spec, &params, &selection)?;
+        let trained: HashSet<ParamId> =
+            trainable.iter(&params).map(|(param, _)| param.id).collect();
+        let (params, masters) = params.into_use(machine.dtype, |id| trained.contains(&id))?;
+        let decoder = Decoder::new(spec, params)?;
+        let params = decoder.params();
+        let gradients = Gradients::held(params, trainable, machine.gradients, machine.buffers)?;
+        let (settings, decay) = (&config.optim, Decay::Matrices);
+        let mut optimizer =
+            Optimizer::new(params, trainable, &masters, settings, decay, machine.moments)?;
         if let Some(saved) = &saved {
             let path = saved.path.join(OPTIMIZER);
-            optimizer.load(&path, decoder.params())?;
+            optimizer.load(&path, params)?;
             if optimizer.steps() != saved.step {
                 let why = format!("holds step {} of checkpoint {}", optimizer.steps(), saved.step);
                 return Err(Error::damaged(path, why));
             }
         }
-        let terms = Terms {
-            teacher: load_teacher(config, &source, around.progress)?,
-            regularise: config.regularise.clone(),
-            recompute: config.train.recompute,
-        };
+        let teacher = load_teacher(config, &source, &machine, around.progress)?;
+        let teacher_memory = teacher.as_ref().map_or(0, |teacher| {
+            weight_bytes(teacher.decoder.spec(), machine.dtype.size_in_bytes())
+        });
+        let choice = config.train.recompute;
+        let recompute = machine.recompute(choice, decoder.spec(), &shape, teacher_memory);
+        let memory = train_memory(decoder.spec(), &TrainShape { recompute, ..shape });
+        let terms = Terms { teacher, regularise: config.regularise.clone(), recompute };
         let steps = total_steps(config, &dataset.train);
         let (trainer_state, resume_state) = states.unwrap_or_else(|| fresh_state(&identity));
         let plan_of_run = plan_run(
@@ -93,7 +107,7 @@ impl Trainer {
             &decoder,
             &selection,
             &dataset,
-            &terms,
+            Needs { machine: &machine, recompute, memory, teacher_memory },
             Progressed { start: resume_state.step, steps, changed_settings },
         );
         Ok(Trainer {
@@ -106,6 +120,7 @@ impl Trainer {
             decoder,
             gradients,
             optimizer,
+            buffers: machine.buffers,
             terms,
             dataset,
             state: trainer_state,
@@ -160,7 +175,11 @@ fn open_dataset(
     Ok(Dataset::open(&config.data, &packing, &tokenizer, &hub, config.seed, progress)?)
 }
 
-fn load_saved(saved: &SavedCheckpoint, expected: &DecoderSpec) -> Result<Decoder> {
+fn load_saved(
+    saved: &SavedCheckpoint,
+    expected: &DecoderSpec,
+    machine: &Machine,
+) -> Result<Params> {
     let checkpoint = Checkpoint::open(&saved.path)?;
     if checkpoint.config().spec != *expected {
         return Err(Error::Changed {
@@ -170,12 +189,25 @@ fn load_saved(saved: &SavedCheckpoint, expected: &DecoderSpec) -> Result<Decoder
             found: "another".to_string(),
         });
     }
-    Ok(checkpoint.load(&Device::Cpu)?)
+    Ok(checkpoint.load_params(&machine.device)?)
+}
+
+/// What a step is asked to do, as far as its memory goes.
+fn train_shape(
+    config: &TrainConfig,
+    machine: &Machine,
+    spec: &DecoderSpec,
+    params: &Params,
+    selection: &freeze::Selection,
+) -> Result<TrainShape> {
+    let size = (config.train.per_device_train_batch_size, config.train.seq_len);
+    machine.shape(spec, params, &selection.trainable, size, config.distill.is_some())
 }
 
 fn load_teacher(
     config: &TrainConfig,
     source: &Checkpoint,
+    machine: &Machine,
     progress: &dyn Progress,
 ) -> Result<Option<Teacher>> {
     let Some(distill) = &config.distill else { return Ok(None) };
@@ -194,7 +226,7 @@ fn load_teacher(
         });
     }
     Ok(Some(Teacher {
-        decoder: teacher.load(&Device::Cpu)?,
+        decoder: teacher.load_as(&machine.device, &ReluPlan::default(), machine.dtype)?,
         weight: distill.weight,
         temperature: distill.temperature,
     }))
@@ -218,31 +250,29 @@ struct Progressed {
     changed_settings: Vec<String>,
 }
 
+/// What the run takes, and on what.
+struct Needs<'a> {
+    machine: &'a Machine,
+    recompute: Recompute,
+    memory: TrainMemory,
+    teacher_memory: u64,
+}
+
 fn plan_run(
     config: &TrainConfig,
     source: &Checkpoint,
     decoder: &Decoder,
     selection: &freeze::Selection,
     dataset: &Dataset,
-    terms: &Terms,
+    needs: Needs<'_>,
     progressed: Progressed,
 ) -> Plan {
-    let trained = selection.trainable.count(decoder.params());
-    let teacher = terms.teacher.as_ref();
-    let shape = TrainShape {
-        batch: config.train.per_device_train_batch_size,
-        seq_len: config.train.seq_len,
-        element_bytes: 4,
-        recompute: config.train.recompute == Recompute::Block,
-        logits_rows: relufy_ops::loss::chunk_rows(decoder.spec().vocab),
-        trainable: trained,
-    };
     let sequences = progressed.steps * config.sequences_per_step();
     let validation = dataset.validation.as_ref().map_or(0, Packed::sequences);
     Plan {
         model: source.name().to_string(),
         parameters: decoder.spec().parameter_count(),
-        trained_parameters: trained,
+        trained_parameters: selection.trainable.count(decoder.params()),
         tensors: (selection.names.len(), source.config().weights.rows.len()),
         start_step: progressed.start,
         max_steps: progressed.steps,
@@ -251,8 +281,12 @@ fn plan_run(
         tokens_per_epoch: dataset.train.tokens(),
         epochs: sequences as f64 / dataset.train.sequences().max(1) as f64,
         validation_sequences: validation.min(config.train.eval_sequences.unwrap_or(u64::MAX)),
-        memory: train_memory(decoder.spec(), &shape),
-        teacher_memory: teacher.map_or(0, |teacher| weight_bytes(teacher.decoder.spec(), 4)),
+        device: config.train.device.clone(),
+        dtype: type_name(needs.machine.dtype),
+        recompute: needs.recompute,
+        memory: needs.memory,
+        teacher_memory: needs.teacher_memory,
+        free_memory: needs.machine.free,
         seconds_per_step: None,
         changed_settings: progressed.changed_settings,
         output_dir: config.output_dir.clone(),

@@ -57,7 +57,7 @@ impl Trainer {
         save_weights(
             folder,
             self.decoder.spec(),
-            self.decoder.params(),
+            &self.optimizer.precise(self.decoder.params()),
             &source.config().weights,
             source.stored_dtype(),
         )?;

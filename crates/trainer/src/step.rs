@@ -2,12 +2,19 @@
 //! that accumulation gives what one large batch would.
 
 use relufy_data::Batch;
-use relufy_model::{Decoder, Gradients, Objective, Recompute, StepLoss, Tap, TeacherOutput};
+use relufy_model::{
+    Decoder, Gradients, Objective, OnFinal, ParamId, Recompute, StepLoss, Tap, TeacherOutput,
+};
 
 use crate::Result;
 use crate::config::Regularise;
 use crate::schedule::l1_factor;
 use crate::validation::tokens;
+
+/// For whoever steps when all gradients are known.
+pub fn later(_: &Gradients, _: &[ParamId]) -> relufy_model::Result<()> {
+    Ok(())
+}
 
 /// What a step minimises besides the cross-entropy.
 #[derive(Default)]
@@ -44,10 +51,12 @@ pub struct StepLosses {
 }
 
 /// Computes the gradient of step `step` (from 0) over its micro-batches. `None` if `stop`
-/// said so in between; the gradients are then incomplete.
+/// said so in between; the gradients are then incomplete. `on_final` hears of gradients that their
+/// micro-batch does not write again.
 ///
 /// # Errors
 /// From the model.
+#[allow(clippy::too_many_arguments, reason = "a step's data, terms, results and watchers")]
 pub fn gradients(
     decoder: &Decoder,
     batches: &[Batch],
@@ -56,6 +65,7 @@ pub fn gradients(
     gradients: &mut Gradients,
     tap: &mut dyn Tap,
     stop: &dyn Fn() -> bool,
+    on_final: OnFinal<'_>,
 ) -> Result<Option<StepLosses>> {
     let targets: usize = batches.iter().map(Batch::targets_counted).sum();
     let all: usize = batches.iter().map(|batch| batch.ids.len()).sum();
@@ -77,7 +87,9 @@ pub fn gradients(
             return Ok(None);
         }
         let tokens = tokens(batch);
-        sums += decoder.forward_backward(&tokens, &batch.targets, &objective, gradients, tap)?;
+        let targets = &batch.targets;
+        sums += decoder
+            .forward_backward_with(&tokens, targets, &objective, gradients, tap, on_final)?;
     }
     let each = targets.max(1) as f64;
     Ok(Some(StepLosses {

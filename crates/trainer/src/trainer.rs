@@ -5,15 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use relufy_data::{Batch, Dataset};
-use relufy_model::{Checkpoint, Decoder, DensityTap, Gradients, NoTap};
-use relufy_ops::reduce;
-use relufy_spec::{LayerSlot, Position, ReluPlan, Slot};
+use relufy_model::{Buffers, Checkpoint, Decoder, DensityTap, Gradients, NoTap, Tap};
+use relufy_ops::{device, reduce};
+use relufy_spec::ReluPlan;
 
 use crate::config::TrainConfig;
 use crate::folder::RunFolder;
 use crate::metrics::Record;
 use crate::observer::{Observer, StepReport, Validation};
 use crate::optimizer::Optimizer;
+use crate::pieces::{InPieces, Watch};
 use crate::plan::Plan;
 use crate::record::Recorder;
 use crate::schedule::Schedule;
@@ -33,6 +34,8 @@ pub struct Trainer {
     pub(crate) decoder: Decoder,
     pub(crate) gradients: Gradients,
     pub(crate) optimizer: Optimizer,
+    /// Shared ones are used as soon as a gradient is final.
+    pub(crate) buffers: Buffers,
     pub(crate) terms: Terms,
     pub(crate) dataset: Dataset,
     pub(crate) state: TrainerState,
@@ -100,7 +103,9 @@ impl Trainer {
                 gradients,
                 &mut NoTap,
                 &|| false,
+                &mut step::later,
             )?;
+            device::synchronize(self.decoder.device())?;
             fastest = fastest.min(started.elapsed().as_secs_f64());
         }
         let seconds = fastest * self.config.train.gradient_accumulation_steps as f64;
@@ -196,37 +201,88 @@ impl Trainer {
         if check {
             self.gradients.poison()?;
         }
-        let (mut none, step) = (NoTap, self.resume.step);
-        let tap: &mut dyn relufy_model::Tap = match tap {
+        let mut none = NoTap;
+        let tap: &mut dyn Tap = match tap {
             Some(tap) => tap,
             None => &mut none,
         };
-        let losses = step::gradients(
-            &self.decoder,
-            &batches,
-            &self.terms,
-            step,
-            &mut self.gradients,
-            tap,
-            stopped,
-        )?;
+        let taken = match self.buffers {
+            Buffers::Own => self.step_at_once(check, &batches, tap, stopped)?,
+            Buffers::Shared => self.step_in_pieces(check, &batches, tap, stopped)?,
+        };
+        if taken.is_some() {
+            self.resume.step += 1;
+            self.resume.sequences += self.config.sequences_per_step();
+            self.resume.tokens += self.run.tokens_per_step;
+        }
+        Ok(taken)
+    }
+
+    /// All gradients, their norm, then all parameters.
+    fn step_at_once(
+        &mut self,
+        check: bool,
+        batches: &[Batch],
+        tap: &mut dyn Tap,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Option<Taken>> {
+        let (step, gradients) = (self.resume.step, &mut self.gradients);
+        let (terms, later) = (&self.terms, &mut step::later);
+        let losses =
+            step::gradients(&self.decoder, batches, terms, step, gradients, tap, stopped, later)?;
         let Some(losses) = losses else { return Ok(None) };
         if !losses.loss.is_finite() {
-            return Err(self.not_finite(format!("the loss is {}", losses.loss)));
+            return Err(self.not_finite(format!("the loss is {}", losses.loss), true));
         }
         if check {
-            self.check_gradients()?;
+            let watch = Watch::new(&self.decoder, &self.source.config().weights);
+            let problems = watch.problems(&self.gradients, |_| true)?;
+            if !problems.is_empty() {
+                return Err(Error::Gradients { problems });
+            }
         }
         let grad_norm = self.gradients.global_norm()?;
         if !grad_norm.is_finite() {
-            return Err(self.not_finite(format!("the gradient's norm is {grad_norm}")));
+            return Err(self.not_finite(format!("the gradient's norm is {grad_norm}"), true));
         }
         let learning_rate = self.schedule.rate(step);
         let clip = self.optimizer.clip_factor(grad_norm);
         self.optimizer.step(self.decoder.params(), &self.gradients, learning_rate, clip)?;
-        self.resume.step += 1;
-        self.resume.sequences += self.config.sequences_per_step();
-        self.resume.tokens += self.run.tokens_per_step;
+        Ok(Some(Taken { losses, learning_rate, grad_norm }))
+    }
+
+    /// Each parameter as soon as its gradient is final; the norm is summed up on the way.
+    fn step_in_pieces(
+        &mut self,
+        check: bool,
+        batches: &[Batch],
+        tap: &mut dyn Tap,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Option<Taken>> {
+        let (step, gradients) = (self.resume.step, &mut self.gradients);
+        let learning_rate = self.schedule.rate(step);
+        let watch = Watch::new(&self.decoder, &self.source.config().weights);
+        let (params, watch) = (self.decoder.params(), check.then_some(watch));
+        let mut pieces = InPieces::new(params, self.optimizer.begin(), learning_rate, watch);
+        let (terms, advance) =
+            (&self.terms, &mut |gradients: &Gradients, ids: &[_]| pieces.advance(gradients, ids));
+        let losses =
+            step::gradients(&self.decoder, batches, terms, step, gradients, tap, stopped, advance)?;
+        // Whoever asks for an end is heard in front of the batch, when nothing has moved.
+        let Some(losses) = losses else { return Ok(None) };
+        if !pieces.problems.is_empty() {
+            return Err(Error::Gradients { problems: pieces.problems });
+        }
+        let grad_norm = pieces.squares.sqrt();
+        let untouched = pieces.step.is_untouched();
+        if !grad_norm.is_finite() {
+            let what = format!("the gradient's norm is {grad_norm}, the loss {}", losses.loss);
+            return Err(self.not_finite(what, untouched));
+        }
+        pieces.step.finish()?;
+        if !losses.loss.is_finite() {
+            return Err(self.not_finite(format!("the loss is {}", losses.loss), false));
+        }
         Ok(Some(Taken { losses, learning_rate, grad_norm }))
     }
 
@@ -241,29 +297,8 @@ impl Trainer {
             .collect()
     }
 
-    /// Demands of the poisoned gradients that each was written, is finite and not all zero.
-    /// Without rotary positions a bias on the keys shifts all scores of a query alike, which
-    /// softmax does not see: its gradient is zero up to rounding, and may be exactly so.
-    fn check_gradients(&self) -> Result<()> {
-        let map = &self.source.config().weights;
-        let rotary = matches!(self.decoder.spec().position, Position::Rope { .. });
-        let only_key_bias = |name: &str| {
-            map.rows.iter().filter(|row| row.names.first().is_some_and(|first| first == name)).all(
-                |row| row.slots.iter().all(|slot| matches!(slot, Slot::Layer(_, LayerSlot::KBias))),
-            )
-        };
-        let problems: Vec<String> = self
-            .gradients
-            .problems(self.decoder.params(), map)?
-            .into_iter()
-            .filter(|(name, why)| rotary || *why != "is all zero" || !only_key_bias(name))
-            .map(|(name, why)| format!("{name} {why}"))
-            .collect();
-        if problems.is_empty() { Ok(()) } else { Err(Error::Gradients { problems }) }
-    }
-
-    /// Saves the state before the failed step, if it is any good, and says where.
-    fn not_finite(&mut self, what: String) -> Error {
+    /// Saves the state before the failed step, if it is still there and any good, and says where.
+    fn not_finite(&mut self, what: String, untouched: bool) -> Error {
         let newest = |trainer: &Self| match trainer.folder.checkpoints() {
             Ok(saved) => saved.last().map_or_else(
                 || "no checkpoint was saved before".to_string(),
@@ -277,6 +312,7 @@ impl Trainer {
             .iter()
             .all(|param| reduce::all_finite(&param.tensor).unwrap_or(false));
         let saved = match finite {
+            _ if !untouched => format!("some layers had moved already; {}", newest(self)),
             false => format!("the weights are no longer finite either; {}", newest(self)),
             true => match self.save_checkpoint() {
                 Ok(path) => format!("the state before it is saved in {}", path.display()),

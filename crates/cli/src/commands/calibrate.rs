@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use candle_core::Device;
 use relufy_eval::table::{Cell, Column, Format, Grid};
 use relufy_model::Checkpoint;
 use relufy_model::checkpoint::write_atomic;
@@ -11,6 +10,7 @@ use relufy_spec::{ReluPlan, Stage};
 use relufy_surgery::{Calibration, Options, calibrate};
 
 use crate::commands::surgery::text;
+use crate::compute::Compute;
 use crate::out;
 use crate::progress::Bars;
 
@@ -20,6 +20,7 @@ use crate::progress::Bars;
 #[command(after_help = "Examples:
   relufy calibrate MODEL --corpus text.jsonl
   relufy calibrate MODEL --corpus text.jsonl --sparsity 0.9,0.95 -o calibration.json
+  relufy calibrate MODEL --corpus text.jsonl --device cuda
 The file holds quantiles and histograms as well.")]
 pub struct Calibrate {
     /// Folder or hub id.
@@ -42,6 +43,8 @@ pub struct Calibrate {
     /// Write everything, histograms too, to this JSON file.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    compute: Compute,
 }
 
 impl Calibrate {
@@ -50,7 +53,7 @@ impl Calibrate {
         let checkpoint = Checkpoint::resolve(&self.model, &bars)?;
         let sequences = text(&checkpoint, &self.corpus, self.tokens)?;
         let stage = Stage::try_from(self.stage).map_err(anyhow::Error::msg)?;
-        let decoder = checkpoint.load_with(&Device::Cpu, &ReluPlan::stage(stage))?;
+        let decoder = self.compute.load(&checkpoint, &ReluPlan::stage(stage))?;
         let options = Options { sparsities: self.sparsity, ..Options::default() };
         let found = calibrate(&decoder, &sequences, &options, &bars)?;
         if let Some(path) = &self.output {

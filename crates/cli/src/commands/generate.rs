@@ -10,6 +10,7 @@ use candle_transformers::generation::{LogitsProcessor, Sampling};
 use relufy_model::{Checkpoint, generate};
 use relufy_spec::{ReluPlan, Stage};
 
+use crate::compute::Compute;
 use crate::out;
 use crate::progress::Bars;
 
@@ -19,6 +20,7 @@ use crate::progress::Bars;
   relufy generate MODEL --prompt 'Once upon a time'
   relufy generate MODEL --prompt 'Once upon a time' --temperature 0.8 --top-p 0.95 --seed 7
   cat prompt.txt | relufy generate MODEL --prompt -
+  relufy generate MODEL --prompt 'Once upon a time' --device cuda
 Greedy unless a temperature is given.")]
 pub struct Generate {
     /// Folder or hub id.
@@ -47,6 +49,8 @@ pub struct Generate {
     /// Do not print the prompt itself.
     #[arg(long)]
     no_echo: bool,
+    #[command(flatten)]
+    compute: Compute,
 }
 
 impl Generate {
@@ -63,7 +67,7 @@ impl Generate {
         let checkpoint = Checkpoint::resolve(&self.model, &Bars::default())?;
         let tokenizer = checkpoint.tokenizer()?;
         let stage = Stage::try_from(self.stage).map_err(anyhow::Error::msg)?;
-        let decoder = checkpoint.load_with(&Device::Cpu, &ReluPlan::stage(stage))?;
+        let decoder = self.compute.load(&checkpoint, &ReluPlan::stage(stage))?;
 
         let mut ids = tokenizer.encode(&prompt, true)?;
         if ids.is_empty() {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use relufy_data::Tokenizer;
 use relufy_model::Checkpoint;
 use relufy_spec::flops::{Densities, FlopsReport, attention_macs};
-use relufy_spec::memory::{TrainShape, kv_cache_bytes, train_memory, weight_bytes};
+use relufy_spec::memory::{Recompute, TrainShape, kv_cache_bytes, train_memory, weight_bytes};
 use relufy_spec::{
     Activation, DecoderSpec, MlpKind, ParallelNorms, Position, Residual, Site, SiteOp,
 };
@@ -89,15 +89,9 @@ impl Inspect {
         let tokenizer = if has_tokenizer { Some(checkpoint.tokenizer()?) } else { None };
         let batch = self.batch as usize;
         let train = |recompute| {
-            let shape = TrainShape {
-                batch,
-                seq_len,
-                element_bytes: 4,
-                recompute,
-                logits_rows: 128,
-                trainable: spec.parameter_count(),
-            };
-            train_memory(spec, &shape).total()
+            let logits_rows = relufy_ops::loss::chunk_rows(spec.vocab);
+            let shape = TrainShape::cpu(spec, batch, seq_len, logits_rows);
+            train_memory(spec, &TrainShape { recompute, ..shape }).total()
         };
         let report = Report {
             model: checkpoint.name(),
@@ -116,8 +110,8 @@ impl Inspect {
             memory: Memory {
                 weights_stored: weight_bytes(spec, checkpoint.stored_dtype().size()),
                 run_f32: weight_bytes(spec, 4) + kv_cache_bytes(spec, 1, seq_len, 4),
-                train_f32: train(false),
-                train_f32_recompute: train(true),
+                train_f32: train(Recompute::None),
+                train_f32_recompute: train(Recompute::Block),
                 batch,
                 seq_len,
             },

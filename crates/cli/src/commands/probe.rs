@@ -4,22 +4,23 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use candle_core::Device;
 use relufy_model::checkpoint::write_atomic;
 use relufy_model::{Checkpoint, Error};
 use relufy_spec::{ReluPlan, Stage};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
+use crate::compute::Compute;
 use crate::out;
 use crate::progress::Bars;
 
 /// Run a batch of token ids and write logits, loss, densities and gradients: what parity
 /// checks run on.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
   echo '[[1, 5, 9, 4], [1, 7, 2, 2]]' > ids.json
   relufy probe MODEL --input-ids ids.json --stage 2 --grad model.embed_tokens.weight -o out.safetensors
+  relufy probe MODEL --input-ids ids.json --device cuda --dtype f32 -o gpu.safetensors
 
 The file holds, as f32: `logits` [batch, time, vocab]; `loss` [1], the mean cross-entropy of
 the next token; `density.qkv`, `density.up`, `density.down` [layers], the share of non-zeros
@@ -39,6 +40,8 @@ pub struct Probe {
     /// Also write the loss's gradient of this checkpoint tensor; may be repeated.
     #[arg(long, value_name = "TENSOR_NAME")]
     grad: Vec<String>,
+    #[command(flatten)]
+    compute: Compute,
 }
 
 impl Probe {
@@ -50,7 +53,7 @@ impl Probe {
         check(&ids).with_context(|| path.to_string())?;
         let checkpoint = Checkpoint::resolve(&self.model, &Bars::default())?;
         let stage = Stage::try_from(self.stage).map_err(anyhow::Error::msg)?;
-        let decoder = checkpoint.load_with(&Device::Cpu, &ReluPlan::stage(stage))?;
+        let decoder = self.compute.load(&checkpoint, &ReluPlan::stage(stage))?;
         let mut wanted: Vec<String> = Vec::new();
         for name in self.grad {
             if !wanted.contains(&name) {

@@ -5,11 +5,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
+use relufy_model::Precision;
 use relufy_spec::Site;
+use relufy_spec::memory::Recompute;
 use relufy_trainer::{
     Observer, Plan, StepReport, Summary, Surroundings, TrainConfig, Trainer, Validation,
 };
 
+use crate::compute;
 use crate::progress::{Bars, style};
 use crate::{human, out, stop};
 
@@ -19,6 +22,8 @@ use crate::{human, out, stop};
   relufy train configs/tinystories/s1.toml --dry-run
   relufy train configs/tinystories/s1.toml --set optim.learning_rate=1e-5
   relufy train configs/tinystories/s1.toml --resume
+  relufy train configs/tinystories/s1.toml --device cuda         # bf16, with f32 masters
+  relufy train configs/tinystories/s1.toml --device cuda:1 --set train.recompute=block
 Ctrl-C saves and ends the run (exit code 130); --resume continues it with the very same numbers.
 The run's folder holds train.toml (the resolved configuration), metrics.jsonl, TensorBoard events,
 checkpoint-N folders and, at the end, the trained model.")]
@@ -28,6 +33,13 @@ pub struct Train {
     /// Change a key of the configuration: `section.key=value`; may be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Where to compute: cpu, cuda (the first GPU) or cuda:N; short for --set train.device=DEVICE.
+    #[arg(long, value_name = "DEVICE", value_parser = compute::device)]
+    device: Option<String>,
+    /// Number type of weights and activations: auto (f32 on the CPU, bf16 on a GPU), f32 or bf16;
+    /// short for --set train.dtype=TYPE.
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<Precision>,
     /// Continue from the newest checkpoint of the run's folder.
     #[arg(long)]
     resume: bool,
@@ -38,7 +50,10 @@ pub struct Train {
 
 impl Train {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let config = TrainConfig::read(&self.config, &self.set)?;
+        let mut set = self.set;
+        set.extend(self.device.map(|device| format!("train.device=\"{device}\"")));
+        set.extend(self.dtype.map(|dtype| format!("train.dtype=\"{dtype}\"")));
+        let config = TrainConfig::read(&self.config, &set)?;
         let bars = Bars::default();
         let around = Surroundings { resume: self.resume, progress: &bars };
         let mut trainer = Trainer::prepare(&config, around)?;
@@ -82,14 +97,7 @@ fn plan_text(plan: &Plan) -> String {
             plan.epochs,
             human::count(plan.tokens_per_epoch as f64),
         ),
-        format!(
-            "memory  {} (weights {}, moments {}, gradients {}, activations {})",
-            human::bytes(plan.memory_total()),
-            human::bytes(plan.memory.masters + plan.memory.weights + plan.teacher_memory),
-            human::bytes(plan.memory.moments),
-            human::bytes(plan.memory.gradients),
-            human::bytes(plan.memory.activations + plan.memory.logits),
-        ),
+        memory_text(plan),
     ];
     if let (Some(step), Some(all)) = (plan.seconds_per_step, plan.seconds()) {
         lines.push(format!(
@@ -105,6 +113,36 @@ fn plan_text(plan: &Plan) -> String {
             .map(|key| format!("note    `{key}` differs from the checkpoint's run")),
     );
     lines.join("\n")
+}
+
+/// What a run holds at its peak, and where.
+fn memory_text(plan: &Plan) -> String {
+    let memory = &plan.memory;
+    let mut text = format!(
+        "memory  {} (weights {}, moments {}, gradients {}, activations {}",
+        human::bytes(plan.memory_total()),
+        human::bytes(memory.masters + memory.weights + plan.teacher_memory),
+        human::bytes(memory.moments),
+        human::bytes(memory.gradients),
+        human::bytes(memory.activations + memory.transient),
+    );
+    text.push_str(match plan.recompute {
+        Recompute::None => ")",
+        Recompute::Inputs => " with their inputs recomputed)",
+        Recompute::Block => " with blocks recomputed)",
+    });
+    if let Some(free) = plan.free_memory {
+        text.push_str(&format!(
+            "\ndevice  {}, {}, {} free",
+            plan.device,
+            plan.dtype,
+            human::bytes(free)
+        ));
+        if plan.memory_total() > free {
+            text.push_str(", which is too little: take smaller batches");
+        }
+    }
+    text
 }
 
 /// Draws a run: a bar on a terminal, lines elsewhere.

@@ -1,6 +1,6 @@
 //! The keys and values themselves: a row a token, in every layer.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use relufy_ops::rows;
 
 use crate::{Decoder, Error, Result};
@@ -23,13 +23,14 @@ struct LayerRows {
 
 impl KvRows {
     pub(super) fn new(decoder: &Decoder, rows: usize) -> Result<KvRows> {
+        let dtype = decoder.params().dtype();
         let layers = decoder
             .spec()
             .layers
             .iter()
             .map(|layer| {
                 let (q_width, kv_width) = (layer.attention.q_width(), layer.attention.kv_width());
-                let zeros = || Tensor::zeros((rows, kv_width), DType::F32, decoder.device());
+                let zeros = || Tensor::zeros((rows, kv_width), dtype, decoder.device());
                 Ok(LayerRows { keys: zeros()?, values: zeros()?, q_width, kv_width })
             })
             .collect::<Result<_>>()?;

@@ -1,7 +1,7 @@
-//! Weights from files into memory: each stored row is converted once, straight to its
-//! place in the fused parameter.
+//! Weights from files into memory, a parameter at a time: each stored row is converted once,
+//! straight to its place in the fused parameter.
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use relufy_spec::WeightRow;
@@ -11,8 +11,8 @@ use super::source::{Stored, StoredDtype};
 use crate::params::{Params, empty_layout};
 use crate::{Error, Result};
 
-/// Reads every weight of a checkpoint as f32.
-pub(super) fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Params> {
+/// Reads every weight of a checkpoint as `dtype`.
+pub(super) fn load(checkpoint: &Checkpoint, device: &Device, dtype: DType) -> Result<Params> {
     let spec = &checkpoint.config.spec;
     let mut params = Vec::new();
     for layout in empty_layout(spec) {
@@ -24,7 +24,7 @@ pub(super) fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Params> {
                 fill(checkpoint, row, name, stored, &places, &mut buffer)?;
             }
         }
-        params.push(layout.with_values(buffer, device)?);
+        params.push(layout.with_values(buffer, device)?.cast(dtype)?);
     }
     Ok(Params::from_list(params))
 }

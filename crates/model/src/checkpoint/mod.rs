@@ -9,7 +9,7 @@ mod staged;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use relufy_data::{Hub, Need, Progress, Tokenizer};
 use relufy_spec::family::{self, ModelConfig};
 use relufy_spec::{ReluPlan, WeightRow};
@@ -19,7 +19,7 @@ pub use save::{checkpoint_tensor, save_weights};
 pub use source::StoredDtype;
 pub use staged::{STAGED_PREFIX, StagedDir, write_atomic};
 
-use crate::{Decoder, Error, Result};
+use crate::{Decoder, Error, Params, Result};
 use source::{Source, Stored};
 
 /// A model folder whose config and weight headers were read and found to agree. Weights
@@ -141,9 +141,26 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::load`]; a plan that does not fit.
     pub fn load_with(&self, device: &Device, plan: &ReluPlan) -> Result<Decoder> {
+        self.load_as(device, plan, DType::F32)
+    }
+
+    /// As [`Checkpoint::load_with`], the weights rounded to `dtype` one after the other: what
+    /// inference on a GPU wants.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load_with`]; a type that the device does not compute in.
+    pub fn load_as(&self, device: &Device, plan: &ReluPlan, dtype: DType) -> Result<Decoder> {
         let spec = plan.apply(&self.config.spec)?;
-        let params = load::load(self, device)?;
+        let params = load::load(self, device, dtype)?;
         Decoder::new(spec, params)
+    }
+
+    /// The weights in f32, for whoever trains them.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load`].
+    pub fn load_params(&self, device: &Device) -> Result<Params> {
+        load::load(self, device, DType::F32)
     }
 
     fn bound_rows(&self) -> impl Iterator<Item = (&WeightRow, &str, &Stored)> {

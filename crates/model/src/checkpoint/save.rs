@@ -1,6 +1,7 @@
 //! Weights from memory into files: the weight map read the other way.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -70,12 +71,18 @@ fn save_file(
     rows: &[&WeightRow],
     dtype: StoredDtype,
 ) -> Result<()> {
+    let failed = RefCell::new(None);
+    let view = |row| RowView::new(spec, params, row, dtype, &failed);
     let views = rows
         .iter()
-        .map(|row| Ok((tensor_name(row).to_owned(), RowView::new(spec, params, row, dtype)?)))
+        .map(|row| Ok((tensor_name(row).to_owned(), view(row)?)))
         .collect::<Result<Vec<_>>>()?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
+    let written = safetensors::serialize_to_file(views, Some(metadata), path);
+    if let Some(error) = failed.take() {
+        return Err(error.into());
+    }
+    written.map_err(|error| match error {
         safetensors::SafeTensorError::IoError(source) => {
             Error::Io { path: path.to_owned(), source }
         }
@@ -117,7 +124,7 @@ pub fn checkpoint_tensor(
     let tensor = lookup(gather.id)
         .ok_or_else(|| Error::Invalid(format!("no values for `{}`", tensor_name(row))))?;
     let mut chosen = Vec::with_capacity(shape.iter().product());
-    gather.for_each(&buffer::view(&tensor, "gather")?, |value| chosen.push(value));
+    gather.for_each(&buffer::to_host(&tensor)?, |value| chosen.push(value));
     Ok((shape, chosen))
 }
 
@@ -166,12 +173,15 @@ impl Gather {
     }
 }
 
-/// One tensor on its way into a file: gathered and converted only when it is written.
+/// One tensor on its way into a file: fetched from its device, gathered and converted only when it
+/// is written.
 struct RowView<'a> {
     gather: Gather,
-    values: buffer::View<'a>,
+    tensor: &'a Tensor,
     shape: Vec<usize>,
     dtype: StoredDtype,
+    /// Why a tensor could not be fetched: writing a file has no way to say so.
+    failed: &'a RefCell<Option<relufy_ops::Error>>,
 }
 
 impl<'a> RowView<'a> {
@@ -180,18 +190,24 @@ impl<'a> RowView<'a> {
         params: &'a Params,
         row: &WeightRow,
         dtype: StoredDtype,
+        failed: &'a RefCell<Option<relufy_ops::Error>>,
     ) -> Result<RowView<'a>> {
         let gather = Gather::new(spec, params, row)?;
         let tensor = params
             .get(gather.id)
             .ok_or_else(|| Error::Invalid(format!("no parameter {:?}", gather.id)))?;
-        let values = buffer::view(tensor, "save")?;
-        Ok(RowView { gather, values, shape: stored_shape(spec, row), dtype })
+        Ok(RowView { gather, tensor, shape: stored_shape(spec, row), dtype, failed })
     }
 
     fn encode<const N: usize>(&self, encode: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.data_len());
-        self.gather.for_each(&self.values, |value| bytes.extend(encode(value)));
+        match buffer::to_host(self.tensor) {
+            Ok(values) => self.gather.for_each(&values, |value| bytes.extend(encode(value))),
+            Err(error) => {
+                bytes.resize(self.data_len(), 0);
+                self.failed.borrow_mut().get_or_insert(error);
+            }
+        }
         bytes
     }
 }

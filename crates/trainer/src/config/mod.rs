@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use sections::{
-    Distill, Freeze, LrScheduler, ModelSection, Optim, ProSparse, Regularise, Train,
+    Distill, Freeze, LrScheduler, ModelSection, Optim, ProSparse, RecomputeChoice, Regularise,
+    Train,
 };
 
 use crate::{Error, Result};

@@ -1,6 +1,6 @@
 //! The sections of a run's file, with their defaults.
 
-use relufy_model::Recompute;
+use relufy_model::{Precision, Recompute};
 use relufy_spec::{ReluPlan, Stage};
 use serde::{Deserialize, Serialize};
 
@@ -66,16 +66,74 @@ pub struct Train {
     /// Keep so many checkpoints; all where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub save_total_limit: Option<usize>,
-    /// What is computed again in the backward pass instead of being kept: `none`, or each
-    /// `block` from its input (gradient checkpointing).
+    /// Where to compute: `cpu`, `cuda` (the first GPU) or `cuda:N`.
+    #[serde(default = "default_device")]
+    pub device: String,
+    /// The number type of weights and activations: `auto` (f32 on the CPU, bf16 on a GPU), `f32` or
+    /// `bf16`. Whatever it is, the optimiser steps weights of 32 bit.
     #[serde(default)]
-    pub recompute: Recompute,
+    pub dtype: Precision,
+    /// That of the gradients: `auto` is `dtype`, or `f32` where forward passes accumulate.
+    #[serde(default)]
+    pub grad_dtype: Precision,
+    /// That of Adam's two moments: `f32`, or `bf16` on a GPU, which lets larger models fit.
+    #[serde(default = "default_moments")]
+    pub moment_dtype: Precision,
+    /// The same run on the same GPU gives the same numbers, bit for bit.
+    #[serde(default = "yes")]
+    pub deterministic: bool,
+    /// What is computed again in the backward pass instead of being kept: `none`, the `inputs` of
+    /// the matrices, each `block` from its input (gradient checkpointing), or `auto`: the least
+    /// that fits the GPU's memory.
+    #[serde(default)]
+    pub recompute: RecomputeChoice,
     /// Count, at each validation, the neurons that no validation token activates.
     #[serde(default)]
     pub dead_neurons: bool,
     /// Write TensorBoard events beside `metrics.jsonl`.
     #[serde(default = "yes")]
     pub tensorboard: bool,
+}
+
+/// `train.recompute`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecomputeChoice {
+    /// The least that fits the GPU's memory; nothing on the CPU.
+    #[default]
+    Auto,
+    /// Every activation is kept.
+    None,
+    /// The norms' outputs and what `down` reads are made again.
+    Inputs,
+    /// Only what enters each block is kept.
+    Block,
+}
+
+impl RecomputeChoice {
+    /// What was asked for; `None` where it is to be chosen.
+    pub fn fixed(self) -> Option<Recompute> {
+        match self {
+            RecomputeChoice::Auto => None,
+            RecomputeChoice::None => Some(Recompute::None),
+            RecomputeChoice::Inputs => Some(Recompute::Inputs),
+            RecomputeChoice::Block => Some(Recompute::Block),
+        }
+    }
+}
+
+impl std::str::FromStr for RecomputeChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<RecomputeChoice, String> {
+        match text {
+            "auto" => Ok(RecomputeChoice::Auto),
+            "none" => Ok(RecomputeChoice::None),
+            "inputs" => Ok(RecomputeChoice::Inputs),
+            "block" => Ok(RecomputeChoice::Block),
+            _ => Err("expected auto, none, inputs or block".to_owned()),
+        }
+    }
 }
 
 /// `[optim]`: AdamW and its schedule.
@@ -209,6 +267,14 @@ fn one_f64() -> f64 {
 
 fn half() -> f64 {
     0.5
+}
+
+fn default_device() -> String {
+    "cpu".to_owned()
+}
+
+fn default_moments() -> Precision {
+    Precision::F32
 }
 
 fn default_batch() -> usize {

@@ -2,7 +2,10 @@
 
 use std::fmt::Display;
 
-use super::{Optim, TrainConfig};
+use relufy_model::Precision;
+use relufy_ops::device;
+
+use super::{Optim, Train, TrainConfig};
 use crate::{Error, Result};
 
 /// Where the values came from.
@@ -133,6 +136,7 @@ pub(super) fn check(config: &TrainConfig, source: &Source<'_>) -> Result<()> {
     source.at_least_one("train.logging_steps", train.logging_steps)?;
     source.at_least_one("train.eval_sequences", train.eval_sequences.unwrap_or(1))?;
     source.at_least_one("train.save_total_limit", train.save_total_limit.unwrap_or(1) as u64)?;
+    check_device(train, source)?;
     let validation = !config.data.validation.is_empty() || config.data.validation_fraction > 0.0;
     source.demand(
         validation || !train.dead_neurons,
@@ -149,6 +153,35 @@ pub(super) fn check(config: &TrainConfig, source: &Source<'_>) -> Result<()> {
     check_optim(&config.optim, source)?;
     check_freeze(config, source)?;
     check_losses(config, source)
+}
+
+/// The device's name, and types that it computes in.
+fn check_device(train: &Train, source: &Source<'_>) -> Result<()> {
+    source.demand(
+        device::is_name(&train.device),
+        "train.device",
+        "`cpu`, `cuda` or `cuda:N`",
+        format_args!("`{}`", train.device),
+    )?;
+    let on_cpu = train.device == "cpu";
+    for (key, precision) in [
+        ("train.dtype", train.dtype),
+        ("train.grad_dtype", train.grad_dtype),
+        ("train.moment_dtype", train.moment_dtype),
+    ] {
+        source.demand(
+            !on_cpu || precision != Precision::Bf16,
+            key,
+            "`auto` or `f32` on the CPU (`train.device = \"cuda\"` computes in bf16)",
+            "`bf16`",
+        )?;
+    }
+    source.demand(
+        train.dtype != Precision::F32 || train.grad_dtype != Precision::Bf16,
+        "train.grad_dtype",
+        "`auto` or `f32` where `train.dtype` is `f32`",
+        "`bf16`",
+    )
 }
 
 fn check_optim(optim: &Optim, source: &Source<'_>) -> Result<()> {

@@ -2,8 +2,10 @@
 //! and those that it has and we do not.
 
 use anyhow::{Context, bail};
+use candle_core::DType;
 use relufy_eval::Compat;
 use relufy_eval::tasks::Limit;
+use relufy_model::Precision;
 use serde_json::{Map, Value};
 
 /// `--limit`: 1 or more documents, or a share below 1.
@@ -26,14 +28,6 @@ pub fn compat(text: &str) -> Result<Compat, String> {
         .into_iter()
         .find(|known| known.version() == text)
         .ok_or_else(|| "expected 0.4.13 or 0.4.9.1".to_owned())
-}
-
-/// `--device`.
-pub fn device(text: &str) -> Result<String, String> {
-    match text {
-        "cpu" => Ok(text.to_owned()),
-        _ => Err("this program is built for `cpu`".to_owned()),
-    }
 }
 
 /// `--batch_size`: `auto` or the number of requests of the longest length in one pass.
@@ -84,6 +78,7 @@ pub struct ModelArgs {
     pub pretrained: Option<String>,
     pub revision: Option<String>,
     pub max_length: Option<usize>,
+    pub dtype: Option<Precision>,
 }
 
 impl ModelArgs {
@@ -101,8 +96,14 @@ impl ModelArgs {
                         format!("--model_args max_length={value}: expected a number")
                     })?);
                 }
-                "dtype" if matches!(value, "float32" | "float" | "torch.float32") => {}
-                "dtype" => bail!("--model_args dtype={value}: everything is computed in float32"),
+                "dtype" => {
+                    let dtype = value.parse().map_err(|_| {
+                        anyhow::anyhow!(
+                            "--model_args dtype={value}: expected auto, float32 or bfloat16"
+                        )
+                    })?;
+                    args.dtype = Some(dtype);
+                }
                 "trust_remote_code" => {}
                 other => bail!(
                     "--model_args {other}={value}: not supported; known: pretrained, revision, dtype, max_length"
@@ -114,14 +115,19 @@ impl ModelArgs {
 }
 
 /// The same as the harness records them.
-pub fn recorded(texts: &[String], pretrained: &str) -> anyhow::Result<Map<String, Value>> {
+pub fn recorded(
+    texts: &[String],
+    pretrained: &str,
+    dtype: DType,
+) -> anyhow::Result<Map<String, Value>> {
     let mut args = Map::new();
     args.insert("pretrained".into(), pretrained.into());
     for (key, value) in pairs(texts)? {
         let value = value.parse::<u64>().map_or_else(|_| value.into(), Value::from);
         args.insert(key.to_owned(), value);
     }
-    args.insert("dtype".into(), "float32".into());
+    let dtype = if dtype == DType::BF16 { "bfloat16" } else { "float32" };
+    args.insert("dtype".into(), dtype.into());
     Ok(args)
 }
 
@@ -251,8 +257,10 @@ mod tests {
         let parse = |text: &str| ModelArgs::parse(&[text.to_owned()]);
         let args = parse("pretrained=org/m,dtype=float32,revision=main,max_length=512").unwrap();
         assert_eq!((args.pretrained.as_deref(), args.max_length), (Some("org/m"), Some(512)));
+        assert_eq!(args.dtype, Some(Precision::F32));
+        assert_eq!(parse("dtype=bfloat16").unwrap().dtype, Some(Precision::Bf16));
         for (bad, why) in [
-            ("dtype=bfloat16", "float32"),
+            ("dtype=float16", "float32 or bfloat16"),
             ("peft=x", "peft=x: not supported"),
             ("pretrained", "expected key=value"),
             ("max_length=long", "expected a number"),

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::bail;
-use candle_core::Device;
 use flags::{BatchSize, Missing, ModelArgs};
 use relufy_data::{Hub, Progress, SourceConfig, TaskData};
 use relufy_eval::tasks::{self, Chosen, Limit};
@@ -15,9 +14,10 @@ use relufy_eval::{
     Cache, Compat, Corpus, Inputs, ModelInfo, Session, SessionOptions, Settings, Suite, evaluate,
     identity,
 };
-use relufy_model::Checkpoint;
+use relufy_model::{Checkpoint, Precision};
 use relufy_spec::{ReluPlan, Stage};
 
+use crate::compute::Compute;
 use crate::progress::Bars;
 use crate::{out, stop};
 
@@ -30,6 +30,7 @@ use crate::{out, stop};
   relufy eval MODEL --tasks arc_easy --data DIR --limit 200      # DIR/allenai/ai2_arc/ARC-Easy/test.jsonl
   relufy eval MODEL --corpus wikitext=wikitext-2-raw-test.txt.zst
   relufy eval MODEL --tasks facts=my-questions.jsonl             # questions in the schema of ai2_arc
+  relufy eval MODEL --tasks paper --device cuda                  # in bf16; --dtype f32 for f32
   relufy eval ls                                                 # tasks and groups by name
 Flags have the harness's names; a `-` may stand for each `_`. Prompts and scores are those of
 lm-evaluation-harness 0.4.13. Results are written as DIR/MODEL/results_TIME.json, never over
@@ -41,7 +42,7 @@ pub struct Eval {
     /// `hf`, for whoever is used to it: the model is then in --model_args.
     #[arg(short = 'M', long, value_name = "hf", value_parser = ["hf", "huggingface"])]
     model: Option<String>,
-    /// KEY=VALUE,...: pretrained, revision, dtype (float32), max_length.
+    /// KEY=VALUE,...: pretrained, revision, dtype (auto, float32, bfloat16), max_length.
     #[arg(short = 'a', long = "model_args", alias = "model-args", value_name = "ARGS")]
     model_args: Vec<String>,
     /// Tasks, groups or patterns by name; NAME=FILE for questions in the schema of ai2_arc,
@@ -81,18 +82,16 @@ pub struct Eval {
     /// Longest input in tokens; by default the model's positions.
     #[arg(long = "max_length", alias = "max-length", value_name = "TOKENS")]
     max_length: Option<usize>,
-    /// Tokens of one forward pass.
-    #[arg(long = "tokens_per_batch", alias = "tokens-per-batch", value_name = "TOKENS",
-        default_value_t = SessionOptions::default().tokens_per_batch)]
-    tokens_per_batch: usize,
+    /// Tokens of one forward pass; by default 2048 on the CPU and 16384 on a GPU.
+    #[arg(long = "tokens_per_batch", alias = "tokens-per-batch", value_name = "TOKENS")]
+    tokens_per_batch: Option<usize>,
     /// `auto`: passes of --tokens_per_batch; N: passes of as many tokens as N of the longest
     /// inputs have. Nothing is padded: it is a matter of time and memory.
     #[arg(short, long = "batch_size", alias = "batch-size", value_name = "N", default_value = "auto",
         value_parser = flags::batch_size, conflicts_with = "tokens_per_batch")]
     batch_size: BatchSize,
-    /// Where to compute: cpu.
-    #[arg(long, default_value = "cpu", value_parser = flags::device)]
-    device: String,
+    #[command(flatten)]
+    compute: Compute,
     /// Surgery in memory before the run: 0 (none), 1 or 2.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
     stage: u8,
@@ -128,6 +127,9 @@ pub struct Eval {
 
 type Seeds = [Option<u64>; 4];
 
+/// A GPU wants more rows at a time than a CPU's caches do.
+const GPU_TOKENS_PER_BATCH: usize = 16_384;
+
 impl Eval {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let asks_for_list = self.tasks.len() == 1 && self.tasks[0] == "list";
@@ -152,12 +154,18 @@ impl Eval {
         let checkpoint = Checkpoint::resolve(&reference, &bars)?;
         let tokenizer = checkpoint.tokenizer()?;
         let stage = Stage::try_from(self.stage).map_err(anyhow::Error::msg)?;
-        let decoder = checkpoint.load_with(&Device::Cpu, &ReluPlan::stage(stage))?;
+        let compute = self.compute(&args)?;
+        let decoder = compute.load(&checkpoint, &ReluPlan::stage(stage))?;
+        let (on_cpu, dtype) = (decoder.device().is_cpu(), decoder.params().dtype());
+        let tokens_per_batch = self.tokens_per_batch.unwrap_or(match on_cpu {
+            true => SessionOptions::default().tokens_per_batch,
+            false => GPU_TOKENS_PER_BATCH,
+        });
         let max_length = self.max_length.or(args.max_length);
         let options = SessionOptions {
             max_length,
             tokens_per_batch: match self.batch_size {
-                BatchSize::Auto => self.tokens_per_batch,
+                BatchSize::Auto => tokens_per_batch,
                 BatchSize::Requests(n) => {
                     n.saturating_mul(max_length.unwrap_or(decoder.spec().max_positions))
                 }
@@ -177,7 +185,12 @@ impl Eval {
         let mut cache = match &self.use_cache {
             None => Cache::none(),
             Some(path) => {
-                let identity = identity(&checkpoint, &tokenizer, stage)?;
+                // A GPU rounds in other places, and bf16 to other values.
+                let arithmetic = match on_cpu {
+                    true => String::new(),
+                    false => format!("gpu {dtype:?}"),
+                };
+                let identity = identity(&checkpoint, &tokenizer, stage, &arithmetic)?;
                 Cache::open(path, &identity, session.rules())?
             }
         };
@@ -186,13 +199,13 @@ impl Eval {
         let mut found = evaluate(&session, model, &suite, &inputs, &mut cache, &bars)?;
         drop(cache);
         found.result.settings = Settings {
-            model_args: flags::recorded(&self.model_args, &reference)?,
+            model_args: flags::recorded(&self.model_args, &reference, dtype)?,
             pretrained: Some(reference),
             batch_size: match self.batch_size {
                 BatchSize::Auto => "auto".into(),
                 BatchSize::Requests(n) => n.into(),
             },
-            device: self.device.clone(),
+            device: self.compute.device.clone(),
             use_cache: self.use_cache.as_ref().map(|path| path.display().to_string()),
             seeds: self.seed,
             ..found.result.settings
@@ -224,6 +237,18 @@ impl Eval {
             Some(revision) => format!("{named}@{revision}"),
             None => named.clone(),
         })
+    }
+
+    /// Device and type, which may stand in `--model_args` too.
+    fn compute(&self, args: &ModelArgs) -> anyhow::Result<Compute> {
+        let dtype = match (self.compute.dtype, args.dtype) {
+            (Precision::Auto, Some(dtype)) => dtype,
+            (dtype, Some(other)) if other != dtype => {
+                bail!("the dtype is named twice: --dtype {dtype} and {other} in --model_args")
+            }
+            (dtype, _) => dtype,
+        };
+        Ok(Compute { dtype, ..self.compute.clone() })
     }
 
     fn model_info(&self, checkpoint: &Checkpoint, stage: Stage) -> ModelInfo {
