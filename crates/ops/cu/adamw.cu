@@ -29,8 +29,8 @@ __device__ __forceinline__ void update(float& p, float& m, float& v, float g, co
     p = p * f.decay - f.step_size * m / (sqrtf(v) * f.root_scale + f.eps);
 }
 
-// Nothing is read again before the next step, so the caches need not keep it. The intrinsics also say
-// that the memory is global, which the compiler cannot know of addresses out of a struct.
+// Nothing is read again before the next step, so the caches need not keep it. The intrinsics also
+// say that the memory is global, which the compiler cannot know of addresses out of a struct.
 __device__ __forceinline__ void read(Quad<float>& q, const float* p) {
     *reinterpret_cast<float4*>(&q) = __ldcs(reinterpret_cast<const float4*>(p));
 }

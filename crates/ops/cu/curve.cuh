@@ -31,7 +31,8 @@ __device__ __forceinline__ float normal(float x, float& density) {
     q = fmaf(q, s, 2.219706e-1f);
     const float tail = t * q * e;
     density = 0.3989423f * e;
-    return x > 0.f ? 1.f - tail : tail;
+    // Not fused with the product, so that it is the same wherever this is inlined.
+    return x > 0.f ? __fsub_rn(1.f, tail) : tail;
 }
 
 // `share`, or 0 up to 2^-26, where GELU's textbook forms x/2 (1 + erf) and x/2 (1 + tanh) are

@@ -1,7 +1,8 @@
 // The gated MLP's middle: h = f(gate) * up with gu = [gate | up], forward and backward, and the L1
 // gradient of h.
 //
-// With `vec` a thread has 16 bytes of a row's columns, else one column.
+// With `vec` a thread has 16 bytes of a row's columns, else one column; `per_row` threads have the
+// row.
 
 #include "curve.cuh"
 #include "sums.cuh"
@@ -14,8 +15,8 @@ struct Place {
 };
 
 // False for threads past the end.
-__device__ __forceinline__ bool place(long long n, int ffn, int step, Place& at) {
-    const unsigned per_row = ffn / step;
+__device__ __forceinline__ bool place(long long n, int ffn, unsigned per_row, int step,
+                                      Place& at) {
     const long long i = (long long)blockIdx.x * THREADS + threadIdx.x;
     const long long all = n * per_row;
     if (i >= all) return false;
@@ -28,10 +29,10 @@ __device__ __forceinline__ bool place(long long n, int ffn, int step, Place& at)
 
 template <typename T, typename C>
 __device__ __forceinline__ void forward(C curve, const T* __restrict__ gu, T* __restrict__ h,
-                                        long long n, int ffn, int vec) {
+                                        long long n, int ffn, unsigned per_row, int vec) {
     constexpr int N = Vec<T>::N;
     Place at;
-    if (!place(n, ffn, vec ? N : 1, at)) return;
+    if (!place(n, ffn, per_row, vec ? N : 1, at)) return;
     if (vec) {
         Vec<T> gate = load_vec(gu + at.wide);
         const Vec<T> up = load_vec(gu + at.wide + ffn);
@@ -49,10 +50,11 @@ __device__ __forceinline__ void forward(C curve, const T* __restrict__ gu, T* __
 template <typename T, bool OUTPUT, typename C>
 __device__ __forceinline__ void backward(C curve, const T* __restrict__ gu,
                                          const T* __restrict__ dh, T* __restrict__ dgu,
-                                         T* __restrict__ h, long long n, int ffn, int vec) {
+                                         T* __restrict__ h, long long n, int ffn,
+                                         unsigned per_row, int vec) {
     constexpr int N = Vec<T>::N;
     Place at;
-    if (!place(n, ffn, vec ? N : 1, at)) return;
+    if (!place(n, ffn, per_row, vec ? N : 1, at)) return;
     if (vec) {
         const Vec<T> gate = load_vec(gu + at.wide);
         const Vec<T> up = load_vec(gu + at.wide + ffn);
@@ -78,18 +80,21 @@ __device__ __forceinline__ void backward(C curve, const T* __restrict__ gu,
     }
 }
 
-#define ENTRY_OF(NAME, CURVE, T, SUFFIX)                                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS) forward_##NAME##_##SUFFIX(           \
-        const T* gu, T* h, long long n, int ffn, int vec, float p) {                           \
-        forward<T>(CURVE{p}, gu, h, n, ffn, vec);                                              \
-    }                                                                                          \
-    extern "C" __global__ void __launch_bounds__(THREADS) backward_##NAME##_##SUFFIX(          \
-        const T* gu, const T* dh, T* dgu, long long n, int ffn, int vec, float p) {            \
-        backward<T, false>(CURVE{p}, gu, dh, dgu, nullptr, n, ffn, vec);                       \
-    }                                                                                          \
-    extern "C" __global__ void __launch_bounds__(THREADS) backward_output_##NAME##_##SUFFIX(   \
-        const T* gu, const T* dh, T* dgu, T* h, long long n, int ffn, int vec, float p) {      \
-        backward<T, true>(CURVE{p}, gu, dh, dgu, h, n, ffn, vec);                              \
+#define ENTRY_OF(NAME, CURVE, T, SUFFIX)                                                          \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                         \
+        forward_##NAME##_##SUFFIX(const T* gu, T* h, long long n, int ffn, unsigned per_row,      \
+                                  int vec, float p) {                                             \
+        forward<T>(CURVE{p}, gu, h, n, ffn, per_row, vec);                                        \
+    }                                                                                             \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                         \
+        backward_##NAME##_##SUFFIX(const T* gu, const T* dh, T* dgu, long long n, int ffn,        \
+                                   unsigned per_row, int vec, float p) {                          \
+        backward<T, false>(CURVE{p}, gu, dh, dgu, nullptr, n, ffn, per_row, vec);                 \
+    }                                                                                             \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                         \
+        backward_output_##NAME##_##SUFFIX(const T* gu, const T* dh, T* dgu, T* h, long long n,    \
+                                          int ffn, unsigned per_row, int vec, float p) {          \
+        backward<T, true>(CURVE{p}, gu, dh, dgu, h, n, ffn, per_row, vec);                        \
     }
 #define ENTRY(NAME, CURVE)            \
     ENTRY_OF(NAME, CURVE, bf16, bf16) \

@@ -102,15 +102,16 @@ fn launch(
         Error::Unsupported { op, what }
     })?;
     let aligned = operands.iter().all(|operand| operand.vectorises(ffn));
-    let step = if aligned { first.elem.per_vector() } else { 1 };
+    let per_row = ffn / if aligned { first.elem.per_vector() } else { 1 };
     let (curve, parameter) = curve_name(f);
     let mut args: Vec<Arg> = operands.iter().map(|&operand| operand.into()).collect();
     args.extend([
         Arg::from(n),
         width.into(),
+        per_row.into(),
         i32::from(aligned).into(),
         parameter.into(),
     ]);
-    let grid = Grid::over(n * (ffn / step), THREADS);
+    let grid = Grid::over(n * per_row, THREADS);
     gpu.launch(op, &MODULE, &format!("{name}_{curve}"), Some(first.elem), grid, &args)
 }

@@ -23,13 +23,7 @@ pub(crate) fn forward(x: &Tensor, f: Pointwise, op: &'static str) -> Result<Tens
         &format!("forward_{name}"),
         Some(from.elem),
         grid(&from),
-        &[
-            (&from).into(),
-            (&to).into(),
-            from.len.into(),
-            aligned(&[&from, &to]),
-            parameter.into(),
-        ],
+        &[(&from).into(), (&to).into(), from.len.into(), aligned(&[&from, &to]), parameter.into()],
     )?;
     Ok(y)
 }

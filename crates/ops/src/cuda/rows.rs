@@ -20,12 +20,7 @@ struct Rows {
 }
 
 /// The rows `rows` of `x`, which it has.
-pub(crate) fn gather(
-    x: &Tensor,
-    rows: &[usize],
-    width: usize,
-    op: &'static str,
-) -> Result<Tensor> {
+pub(crate) fn gather(x: &Tensor, rows: &[usize], width: usize, op: &'static str) -> Result<Tensor> {
     let (gpu, out) = (Gpu::of(x)?, empty((rows.len(), width), x.dtype(), x.device(), op)?);
     let (source, target) = (operand(x, op)?, operand(&out, op)?);
     let list = gpu.upload(rows, op)?;

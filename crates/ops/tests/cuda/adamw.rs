@@ -84,13 +84,14 @@ fn on_the_cpu(steps: u64, rows: Rows<'_>) -> Vec<State> {
 
 /// All shapes together: a single number may be the small rest of large ones.
 fn assert_states(found: &[State], expected: &[State], tolerance: f64) {
-    let moved = |state: &State| state.master.as_ref().unwrap_or(&state.param).clone();
-    let parts: [(&str, &dyn Fn(&State) -> Tensor); 3] =
-        [("parameters", &moved), ("m", &|state| state.m.clone()), ("v", &|state| state.v.clone())];
-    for (what, part) in parts {
+    let parts = |state: &State| {
+        let moved = state.master.as_ref().unwrap_or(&state.param);
+        [moved, &state.m, &state.v].map(|t| t.flatten_all().unwrap())
+    };
+    for (which, what) in ["parameters", "m", "v"].into_iter().enumerate() {
         let all = |states: &[State]| {
             let flat: Vec<Tensor> =
-                states.iter().map(|state| part(state).flatten_all().unwrap()).collect();
+                states.iter().map(|state| parts(state)[which].clone()).collect();
             Tensor::cat(&flat, 0).unwrap()
         };
         assert_close(what, &all(found), &all(expected), tolerance);

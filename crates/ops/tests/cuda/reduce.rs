@@ -155,7 +155,9 @@ fn in_place() {
 fn casts() {
     // Every upper half of an f32, with lower halves around the tie.
     let all: Vec<f32> = (0..1u32 << 16)
-        .flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001].map(|low| f32::from_bits((high << 16) | low)))
+        .flat_map(|high| {
+            [0, 1, 0x7fff, 0x8000, 0x8001].map(|low| f32::from_bits((high << 16) | low))
+        })
         .filter(|x| !x.is_nan())
         .collect();
     let x = Tensor::new(all, &Device::Cpu).unwrap();

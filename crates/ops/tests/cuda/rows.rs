@@ -2,16 +2,10 @@
 
 use relufy_ops::rows;
 
-use crate::common::{
-    Random, TYPES, Trials, assert_same, gpu, nan, on_gpu, on_gpu_at_an_odd_place,
-};
+use crate::common::{Random, TYPES, Trials, assert_same, gpu, nan, on_gpu, on_gpu_at_an_odd_place};
 
 pub fn trials() -> Trials {
-    vec![
-        ("rows_gather", gather),
-        ("rows_scatter", scatter),
-        ("rows_relocate", relocate),
-    ]
+    vec![("rows_gather", gather), ("rows_scatter", scatter), ("rows_relocate", relocate)]
 }
 
 const WIDTHS: [usize; 5] = [1, 3, 24, 64, 1031];
