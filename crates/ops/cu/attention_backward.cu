@@ -101,8 +101,7 @@ __device__ __forceinline__ void attention_keys(
             float p[MA][QC / 8][4], ds[MA][QC / 8][4];
             clear(p);
             clear(ds);
-            product<D, MA, QC>(p, sk + own, sq + lane_b<D>());
-            product<D, MA, QC>(ds, sv + own, sdo + lane_b<D>());
+            products<D, MA, QC>(p, sk + own, sq + lane_b<D>(), ds, sv + own, sdo + lane_b<D>());
 
             const bool partly = mine + MA * 16 - 1 > position ||
                                 mine + window <= position + QC - 1 ||
@@ -222,16 +221,16 @@ __device__ __forceinline__ void attention_queries(
     // Queries | dO | keys and values of two stages.
     const uint32_t sq = shared_address(memory), sdo = sq + BM * LD<D> * 2;
     const uint32_t stages = sdo + BM * LD<D> * 2;
-    const auto load_keys = [&](int tile, int stage) {
+    const auto load_keys = [&](int tile, int stage, int there) {
         const uint32_t to = stages + stage * 2 * TILE;
-        const int there = segment.kv_len - tile * BN;
         const long long from = static_cast<long long>(tile) * BN * stride;
         load_tile<D, BN, THREADS>(to, k + from, stride, there);
         load_tile<D, BN, THREADS>(to + TILE, v + from, stride, there);
     };
     load_tile<D, BM, THREADS>(sq, q + row * stride + head * D, stride, rows);
     load_tile<D, BM, THREADS>(sdo, dout + row * out_stride + head * D, out_stride, rows);
-    load_keys(tile_end - 1, 0);
+    // Only the last tile, which comes first, may end past the keys.
+    load_keys(tile_end - 1, 0, segment.kv_len - (tile_end - 1) * BN);
     copies_commit();
 
     float grad[MA][D / 8][4], row_lse[MA][2], row_delta[MA][2];
@@ -254,7 +253,7 @@ __device__ __forceinline__ void attention_queries(
     for (int tile = tile_end - 1; tile >= tile_begin; tile--, stage ^= 1) {
         copies_wait();
         __syncthreads();
-        if (tile > tile_begin) load_keys(tile - 1, stage ^ 1);
+        if (tile > tile_begin) load_keys(tile - 1, stage ^ 1, BN);
         copies_commit();
 #pragma unroll 1
         for (int c = 0; c < BN; c += KC) {
@@ -264,8 +263,7 @@ __device__ __forceinline__ void attention_queries(
             float p[MA][KC / 8][4], ds[MA][KC / 8][4];
             clear(p);
             clear(ds);
-            product<D, MA, KC>(p, sq + own, sk + lane_b<D>());
-            product<D, MA, KC>(ds, sdo + own, sv + lane_b<D>());
+            products<D, MA, KC>(p, sq + own, sk + lane_b<D>(), ds, sdo + own, sv + lane_b<D>());
 
             if (!EXTRAS && (key + KC - 1 > mine || key + window <= mine + MA * 16 - 1)) {
 #pragma unroll
@@ -368,9 +366,10 @@ extern "C" __global__ void attention_sum_splits(const float* partial, bf16* dk, 
 
 // The host knows the tiles' sizes too (`FAST` in src/cuda/attention).
 KEYS_OF(64, 2, 4, 64, 32, 1, 2)
-KEYS_OF(80, 1, 8, 64, 32, 1, 1)
-KEYS_OF(96, 1, 8, 64, 32, 1, 1)
-KEYS_OF(128, 1, 8, 64, 32, 1, 1)
+KEYS_OF(80, 1, 8, 64, 64, 1, 1)
+KEYS_OF(96, 1, 8, 64, 64, 1, 1)
+KEYS(attention_keys_128, 128, 1, 8, 64, 64, 1, 1, false)
+KEYS(attention_keys_128_extras, 128, 1, 8, 64, 32, 1, 1, true)
 KEYS_OF(256, 1, 8, 32, 32, 2, 1)
 QUERIES_OF(64, 2, 4, 64, 32, 2)
 QUERIES_OF(80, 2, 4, 32, 32, 2)
