@@ -9,7 +9,7 @@ mod common;
 
 use std::panic::AssertUnwindSafe;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use libtest_mimic::{Arguments, Failed, Trial};
 use relufy_model::checkpoint::{save_weights, write_config};
 use relufy_model::{
@@ -135,12 +135,13 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     (far / size.max(1e-20)).sqrt()
 }
 
+/// Loss and logits within `value`, gradients within `tolerance`, relative by norm.
 #[track_caller]
-fn compare(found: &Outcome, expected: &Outcome, tolerance: f64) {
+fn compare(found: &Outcome, expected: &Outcome, value: f64, tolerance: f64) {
     let loss = (found.loss - expected.loss).abs() / expected.loss;
-    assert!(loss <= tolerance, "loss {} against {}", found.loss, expected.loss);
+    assert!(loss <= value, "loss {} against {}", found.loss, expected.loss);
     let logits = distance(&found.logits, &expected.logits);
-    assert!(logits <= tolerance, "logits are {logits:.2e} away");
+    assert!(logits <= value, "logits are {logits:.2e} away");
     let all = |outcome: &Outcome| -> Vec<f32> {
         outcome.gradients.iter().flat_map(|(_, values)| values.iter().copied()).collect()
     };
@@ -164,7 +165,7 @@ fn in_f32(kind: usize, stage: Stage, gpu: &Device) {
     let checkpoint = checkpoint(kind, folder.path(), 8);
     let expected = outcome(&load(&checkpoint, stage, &Device::Cpu, DType::F32), Recompute::None);
     let found = outcome(&load(&checkpoint, stage, gpu, DType::F32), Recompute::None);
-    compare(&found, &expected, 1e-4);
+    compare(&found, &expected, 1e-4, 1e-4);
     let densities = |outcome: &Outcome| format!("{:?}", outcome.tap.densities());
     if stage == Stage::Dense {
         assert_eq!(densities(&found), densities(&expected));
@@ -177,7 +178,8 @@ fn in_bf16(kind: usize, stage: Stage, gpu: &Device) {
     let expected = outcome(&load(&checkpoint, stage, &Device::Cpu, DType::F32), Recompute::None);
     let decoder = load(&checkpoint, stage, gpu, DType::BF16);
     let found = outcome(&decoder, Recompute::None);
-    compare(&found, &expected, 4e-2);
+    // Rounding sends what lies next to ReLU's kink to its other side, gradient and all.
+    compare(&found, &expected, 2e-2, 1e-1);
     let again = outcome(&decoder, Recompute::None);
     assert_eq!(again.loss.to_bits(), found.loss.to_bits(), "two runs differ");
     for ((id, one), (_, other)) in found.gradients.iter().zip(&again.gradients) {
@@ -222,22 +224,27 @@ fn shared_buffers(gpu: &Device) {
     let (tokens, targets) = batch(decoder.spec().vocab);
     let all = Trainable::all(decoder.params());
     let mut shared =
-        Gradients::held(decoder.params(), &all, DType::BF16, Buffers::SharedByLayers).unwrap();
+        Gradients::held(decoder.params(), &all, DType::BF16, Buffers::Shared).unwrap();
     shared.begin_step();
     let mut seen: Vec<ParamId> = Vec::new();
     let objective = Objective { scale: 0.02, ..Objective::default() };
-    // The buffers are read inside the hook through a second handle on the same tensors.
-    let buffers: Vec<(ParamId, Tensor)> = shared.iter().map(|(id, t, _)| (id, t.clone())).collect();
     decoder
-        .forward_backward_with(&tokens, &targets, &objective, &mut shared, &mut NoTap, &mut |ids| {
-            for (id, buffer) in buffers.iter().filter(|(id, _)| ids.contains(id)) {
-                let found = to_host(buffer).unwrap();
-                let expected = own.gradients.iter().find(|(known, _)| known == id).unwrap();
-                assert!(found == expected.1, "{id:?} differs");
-                seen.push(*id);
-            }
-            Ok(())
-        })
+        .forward_backward_with(
+            &tokens,
+            &targets,
+            &objective,
+            &mut shared,
+            &mut NoTap,
+            &mut |gradients, ids| {
+                for (id, gradient, _) in gradients.iter().filter(|(id, ..)| ids.contains(id)) {
+                    let found = to_host(gradient).unwrap();
+                    let expected = own.gradients.iter().find(|(known, _)| *known == id).unwrap();
+                    assert!(found == expected.1, "{id:?} differs");
+                    seen.push(id);
+                }
+                Ok(())
+            },
+        )
         .unwrap();
     seen.sort();
     let mut expected: Vec<ParamId> = own.gradients.iter().map(|(id, _)| *id).collect();

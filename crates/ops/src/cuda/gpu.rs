@@ -1,6 +1,7 @@
 //! One GPU: its stream, loaded kernels, uploaded index lists and memory pool.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::{
@@ -10,6 +11,7 @@ use candle_core::cuda_backend::{CudaDevice, DeviceId};
 use candle_core::{Device, Tensor};
 
 use super::launch::Module;
+use super::profile::Timed;
 use crate::error::{Error, Result};
 
 /// What the operations keep for a device, besides what candle does.
@@ -20,6 +22,8 @@ pub(crate) struct Gpu {
     pub(crate) processors: u32,
     kernels: Mutex<HashMap<(&'static str, String), CudaFunction>>,
     uploads: Mutex<Uploads>,
+    pub(super) profiling: AtomicBool,
+    pub(super) timed: Mutex<Vec<Timed>>,
 }
 
 /// Bytes on the device, freed on the stream when dropped.
@@ -72,6 +76,8 @@ impl Gpu {
             processors: processors.max(1) as u32,
             kernels: Mutex::default(),
             uploads: Mutex::default(),
+            profiling: AtomicBool::new(false),
+            timed: Mutex::default(),
         };
         // Freed memory stays in the pool: giving it back at each wait would cost a new mapping.
         let keep = u64::MAX;
@@ -187,6 +193,11 @@ impl Gpu {
         // SAFETY: the caller has `bytes` bytes at `ptr`.
         unsafe { result::memset_d8_async(ptr, 0, bytes, self.stream.cu_stream()) }
             .map_err(|e| failed(op, e))
+    }
+
+    /// What the maker calls it.
+    pub(crate) fn name(&self) -> Result<String> {
+        self.stream.context().name().map_err(|e| failed("naming the GPU", e))
     }
 
     /// Waits for everything that is queued.

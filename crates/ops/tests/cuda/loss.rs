@@ -25,6 +25,10 @@ fn inputs(random: &mut Random, n: usize, width: usize, vocab: usize) -> [Tensor;
     [h, w, random.tensor(vocab)]
 }
 
+fn head<'a>(weight: &'a Tensor, bias: &'a Tensor) -> Head<'a> {
+    Head { weight, bias: Some(bias), softcap: None }
+}
+
 struct Found {
     out: LossOut,
     dw: Tensor,
@@ -76,13 +80,15 @@ fn matches_the_cpu() {
             *target = IGNORE;
         }
         for (with_bias, softcap) in [(false, None), (true, Some(3.0))] {
-            let head = |w, b| Head { weight: w, bias: if with_bias { Some(b) } else { None }, softcap };
-            let expected = run((&h, &head(&w, &b)), &targets, None, cpu_room);
+            let bias = if with_bias { Some(&b) } else { None };
+            let expected_head = Head { weight: &w, bias, softcap };
+            let expected = run((&h, &expected_head), &targets, None, cpu_room);
             for (dtype, tolerance) in TYPES {
                 let [h, w, b] = [&h, &w, &b].map(|t| on_gpu(t, dtype));
-                let found = run((&h, &head(&w, &b)), &targets, None, |dims| nan(dims, dtype));
+                let head = Head { weight: &w, bias: if with_bias { Some(&b) } else { None }, softcap };
+                let found = run((&h, &head), &targets, None, |dims| nan(dims, dtype));
                 close(&found, &expected, with_bias, tolerance);
-                let quiet = loss::cross_entropy(&h, &head(&w, &b), &targets, None, None).unwrap();
+                let quiet = loss::cross_entropy(&h, &head, &targets, None, None).unwrap();
                 assert_eq!(quiet.sum.to_bits(), found.out.sum.to_bits());
             }
         }
@@ -95,10 +101,9 @@ fn with_a_teacher() {
     let [h, w, b] = inputs(&mut random, n, 32, vocab);
     let [th, tw, tb] = inputs(&mut random, n, 48, vocab);
     let targets: Vec<i64> = random.ids(n, vocab as u32).into_iter().map(i64::from).collect();
-    fn head<'a>(weight: &'a Tensor, bias: &'a Tensor) -> Head<'a> {
-        Head { weight, bias: Some(bias), softcap: None }
+    fn teacher<'a>(hidden: &'a Tensor, weight: &'a Tensor, bias: &'a Tensor) -> Teacher<'a> {
+        Teacher { hidden, head: head(weight, bias), temperature: 1.7, weight: 0.3 }
     }
-    let teacher = |th, tw, tb| Teacher { hidden: th, head: head(tw, tb), temperature: 1.7, weight: 0.3 };
     let expected = run((&h, &head(&w, &b)), &targets, Some(&teacher(&th, &tw, &tb)), cpu_room);
     for (dtype, tolerance) in TYPES {
         let [h, w, b, th, tw, tb] = [&h, &w, &b, &th, &tw, &tb].map(|t| on_gpu(t, dtype));
@@ -112,7 +117,6 @@ fn few_or_no_targets() {
     let mut random = Random::new(30);
     let (n, vocab) = (64, 77);
     let [h, w, b] = inputs(&mut random, n, 24, vocab);
-    let head = |w, b| Head { weight: w, bias: Some(b), softcap: None };
     for wanted in [0, 1, 5] {
         let mut targets = vec![IGNORE; n];
         for k in 0..wanted {
@@ -133,7 +137,9 @@ fn scores_tokens() {
     let [h, w, b] = inputs(&mut random, n, 40, vocab);
     let wanted: Vec<(u32, u32)> =
         random.ids(120, n as u32).into_iter().zip(random.ids(120, vocab as u32)).collect();
-    let head = |w, b| Head { weight: w, bias: Some(b), softcap: Some(5.0) };
+    fn head<'a>(weight: &'a Tensor, bias: &'a Tensor) -> Head<'a> {
+        Head { softcap: Some(5.0), ..super::loss::head(weight, bias) }
+    }
     let expected = loss::score_tokens(&h, &head(&w, &b), &wanted).unwrap();
     let greedy = loss::greedy_tokens(&h, &head(&w, &b)).unwrap();
     let logits = loss::logits(&h, &head(&w, &b)).unwrap();
