@@ -47,6 +47,8 @@ pub struct Options {
     pub warmup: usize,
     /// Time the parts too. On a GPU that waits at their borders, which costs the whole a little.
     pub parts: bool,
+    /// Time each kernel of one more step, on a GPU.
+    pub profile: bool,
     /// TFLOP/s that the device can do at most; where absent its data sheet's, if it is known.
     pub peak_tflops: Option<f64>,
 }
@@ -68,6 +70,7 @@ impl Options {
             steps: 20,
             warmup: 1,
             parts: true,
+            profile: false,
             peak_tflops: None,
         }
     }
@@ -112,6 +115,8 @@ pub struct Measured {
     pub step_ms: Vec<f64>,
     /// The mean step's parts, where they were timed.
     pub parts: Option<Parts>,
+    /// Where the time of one step goes, the longest first, if that was asked for.
+    pub profile: Vec<Work>,
     /// TFLOP/s of the median step, by [`step_flops`].
     pub model_tflops: f64,
     /// What share of `peak_rate` that is.
@@ -128,6 +133,19 @@ pub struct Measured {
     pub used_after_step: Vec<u64>,
     /// Loss of the last step: what was timed has learnt.
     pub last_loss: f64,
+}
+
+/// Work of one kind in a step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Work {
+    /// The kernel, or the product's sides.
+    pub label: String,
+    /// How often.
+    pub calls: usize,
+    /// All calls together.
+    pub ms: f64,
+    /// Of products: their rate.
+    pub tflops: Option<f64>,
 }
 
 /// Milliseconds of the parts of a step.

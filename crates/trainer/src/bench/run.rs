@@ -12,7 +12,7 @@ use relufy_ops::device;
 use relufy_spec::memory::{TrainShape, train_memory};
 use relufy_spec::{DecoderSpec, ReluPlan};
 
-use super::{Measured, Options, Parts, PeakRate, Shape, step_flops};
+use super::{Measured, Options, Parts, PeakRate, Shape, Work, step_flops};
 use crate::Result;
 use crate::config::Optim;
 use crate::machine::{Machine, Wish, type_name};
@@ -60,6 +60,7 @@ pub fn train_steps(options: &Options) -> Result<Measured> {
             parts.add(timed.parts);
         }
     }
+    let profile = if options.profile { bench.profile()? } else { Vec::new() };
     let median_ms = median(&step_ms);
     let model_tflops = flops / median_ms * 1e-9;
     let name = device::model_name(&machine.device)?;
@@ -86,6 +87,7 @@ pub fn train_steps(options: &Options) -> Result<Measured> {
         median_ms,
         parts: options.parts.then(|| parts.over(step_ms.len())),
         step_ms,
+        profile,
         model_tflops,
         mfu: peak_rate.as_ref().map(|peak| model_tflops / peak.tflops),
         peak_rate,
@@ -204,6 +206,21 @@ impl Bench {
             adamw: ms(ended - clipped) + ms(stepping),
         };
         Ok(Timed { milliseconds: ms(ended - began), parts, loss: loss.mean() })
+    }
+}
+
+impl Bench {
+    /// Where the time of one more step goes.
+    fn profile(&mut self) -> Result<Vec<Work>> {
+        let device = self.clock.device.clone();
+        let (_, spans) = device::profile(&device, || self.step())?;
+        let work = |span: device::Span| Work {
+            tflops: (span.flops > 0.0).then(|| span.flops / span.ms * 1e-9),
+            label: span.label,
+            calls: span.calls,
+            ms: span.ms,
+        };
+        Ok(spans.into_iter().map(work).collect())
     }
 }
 

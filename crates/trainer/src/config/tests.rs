@@ -1,5 +1,7 @@
 //! Configurations: what is accepted, and what the errors say.
 
+use relufy_model::Precision;
+
 use super::*;
 
 const RUN: &str = r#"output_dir = "runs/a"
@@ -106,6 +108,9 @@ fn senseless_values_name_key_expected_and_found() {
         ("train.seq_len=1", "run.toml:8:1: `train.seq_len`", "at least 2 tokens, found 1"),
         ("train.gradient_accumulation_steps=0", "accumulation_steps`", "found 0"),
         ("train.save_total_limit=0", "`train.save_total_limit`", "found 0"),
+        ("train.device=gpu", "`train.device`", "`cuda:N`, found `gpu`"),
+        ("train.dtype=bf16", "`train.dtype`", "on the CPU"),
+        ("train.moment_dtype=bf16", "`train.moment_dtype`", "found `bf16`"),
         ("model.plan={}", "`model.plan`", "found both"),
         ("distill.weight=1.5", "`distill.weight`", "found 1.5"),
         ("regularise={}", "`regularise`", "found neither"),
@@ -122,6 +127,16 @@ fn senseless_values_name_key_expected_and_found() {
         assert!(error.contains(place), "{set}: no `{place}` in: {error}");
         assert!(error.contains(found), "{set}: no `{found}` in: {error}");
     }
+}
+
+#[test]
+fn a_gpu_computes_in_what_it_is_told() {
+    let config = parse(RUN, &["train.device=cuda:1", "train.dtype=bf16"]).unwrap();
+    assert_eq!((config.train.device.as_str(), config.train.dtype), ("cuda:1", Precision::Bf16));
+    let more = ["train.device=cuda", "train.grad_dtype=bf16", "train.moment_dtype=bf16"];
+    parse(RUN, &more).unwrap();
+    let error = parse(RUN, &[&more[..], &["train.dtype=f32"]].concat()).unwrap_err().to_string();
+    assert!(error.contains("`train.grad_dtype`"), "{error}");
 }
 
 #[test]
