@@ -89,6 +89,9 @@ struct Train {
     /// Time the parts of a step on a GPU too, which costs the whole a little.
     #[arg(long)]
     parts: bool,
+    /// List what one more step does on a GPU, kernel by kernel.
+    #[arg(long)]
+    profile: bool,
     /// TFLOP/s that the device can do at most.
     #[arg(long, value_name = "TFLOPS", value_parser = rate)]
     peak_tflops: Option<f64>,
@@ -142,6 +145,7 @@ impl Train {
             steps: self.steps as usize,
             warmup: self.warmup.unwrap_or(if on_cpu { 1 } else { 3 }) as usize,
             parts: self.parts || on_cpu,
+            profile: self.profile,
             peak_tflops: self.peak_tflops,
         })
     }
@@ -213,6 +217,17 @@ fn text(found: &Measured) -> Vec<String> {
         );
     }
     line("loss", format!("{:.4} at the end", found.last_loss));
+    let all: f64 = found.profile.iter().map(|work| work.ms).sum();
+    for work in &found.profile {
+        let rate = work.tflops.map_or(String::new(), |rate| format!("  {rate:.0} TFLOP/s"));
+        lines.push(format!(
+            "  {:>9.3} ms {:>5.1} % {:>5} x  {}{rate}",
+            work.ms,
+            100.0 * work.ms / all,
+            work.calls,
+            work.label
+        ));
+    }
     lines
 }
 
