@@ -174,7 +174,13 @@ pub enum Error {
     Candle(#[from] candle_core::Error),
     /// Tokenizer or hub.
     #[error(transparent)]
-    Data(#[from] relufy_data::Error),
+    Data(Box<relufy_data::Error>),
+}
+
+impl From<relufy_data::Error> for Error {
+    fn from(error: relufy_data::Error) -> Error {
+        Error::Data(Box::new(error))
+    }
 }
 
 impl Error {
