@@ -34,6 +34,8 @@ pub fn train_steps(options: &Options) -> Result<Measured> {
         accumulation: 1,
         clips: options.clip > 0.0,
     })?;
+    // What others in this process hold is not this benchmark's.
+    let others = device::memory(&machine.device)?.map_or(0, |memory| memory.used);
     let activation = options.activation.as_deref().unwrap_or(shape.activation());
     let spec = ReluPlan::stage(options.stage).apply(&shape.spec(activation)?)?;
     let flops = step_flops(&spec, shape.tokens(), shape.seq_len);
@@ -53,7 +55,9 @@ pub fn train_steps(options: &Options) -> Result<Measured> {
     for step in 0..warmup + options.steps.max(1) {
         let timed = bench.step()?;
         last_loss = timed.loss;
-        used.extend(device::memory(&machine.device)?.map(|memory| memory.used));
+        used.extend(
+            device::memory(&machine.device)?.map(|memory| memory.used.saturating_sub(others)),
+        );
         // The first steps warm caches, allocator and tables.
         if step >= warmup {
             step_ms.push(timed.milliseconds);
@@ -93,7 +97,8 @@ pub fn train_steps(options: &Options) -> Result<Measured> {
         peak_rate,
         planned,
         planned_bytes: planned.total(),
-        peak_bytes: device::memory(&machine.device)?.map(|memory| memory.peak),
+        peak_bytes: device::memory(&machine.device)?
+            .map(|memory| memory.peak.saturating_sub(others)),
         used_after_step: used,
         last_loss,
     })
