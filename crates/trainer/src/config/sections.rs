@@ -162,7 +162,9 @@ pub struct Optim {
     pub adam_beta2: f64,
     /// Added to the root of the second moment.
     pub adam_epsilon: f64,
-    /// Largest L2 norm of all gradients together; 0: no clipping.
+    /// Largest L2 norm of all gradients together; 0: no clipping. Without it, and without
+    /// accumulation, a GPU steps each layer as soon as its gradients are final, so that all of
+    /// them never exist at once; their norm is then summed up on the way.
     pub max_grad_norm: f64,
 }
 
