@@ -1,4 +1,5 @@
-//! What a layer's spec means to the arithmetic, worked out once.
+//! What a layer's spec means to the arithmetic, worked out once: shared by the decoder here and by
+//! engines that decode in their own way.
 
 use relufy_ops::attention::{Alibi, Heads};
 use relufy_ops::norm::NormKind;
@@ -10,37 +11,58 @@ use relufy_spec::{
 };
 
 /// One layer, in the terms of the operations.
-pub(crate) struct LayerPlan {
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerPlan {
+    /// Attention's heads and scores.
     pub heads: Heads,
+    /// Columns of the queries.
     pub q_width: usize,
+    /// Columns of the keys, and of the values.
     pub kv_width: usize,
+    /// The norms in front of both branches.
     pub norm: NormPlan,
+    /// The norm over each head of queries and keys.
     pub qk_norm: Option<NormPlan>,
+    /// Whether the MLP has a gate.
     pub gated: bool,
+    /// Neurons of the MLP.
     pub ffn: usize,
+    /// The MLP's activation, of the gate where there is one.
     pub activation: Pointwise,
+    /// At the input of queries, keys and values.
     pub qkv_in: Pointwise,
+    /// At the input of attention's output projection.
     pub o_in: Pointwise,
+    /// At the input of up and gate.
     pub up_in: Pointwise,
+    /// At the input of down, after the activation.
     pub down_in: Pointwise,
+    /// How the branches join.
     pub joins: Joins,
 }
 
 /// How the two branches meet the residual stream.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Joins {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joins {
+    /// One after the other.
     Sequential,
+    /// Side by side, reading one norm.
     ParallelShared,
+    /// Side by side, each with its norm.
     ParallelSeparate,
 }
 
-#[derive(Clone, Copy)]
-pub(crate) struct NormPlan {
+/// A norm, in the terms of the operations.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormPlan {
+    /// Which norm.
     pub kind: NormKind,
+    /// Added to the variance.
     pub eps: f32,
 }
 
 impl LayerPlan {
+    /// What a layer of a decoder with such positions does.
     pub fn new(layer: &Layer, position: &Position) -> LayerPlan {
         let attention = &layer.attention;
         let sites = layer.sites;
@@ -74,7 +96,8 @@ impl LayerPlan {
     }
 }
 
-pub(crate) fn norm_plan(norm: &relufy_spec::Norm) -> NormPlan {
+/// A norm's spec in the terms of the operations.
+pub fn norm_plan(norm: &relufy_spec::Norm) -> NormPlan {
     let kind = match norm.kind {
         SpecNorm::LayerNorm {} => NormKind::Layer,
         SpecNorm::Rms { unit_offset } => NormKind::Rms { unit_offset },
@@ -123,7 +146,7 @@ fn alibi(position: &Position, heads: usize, scale: f64) -> Option<Alibi> {
 }
 
 /// Which dimensions of a head form a rotary pair.
-pub(crate) fn rope_pairs(layout: RopeLayout) -> RopePairs {
+pub fn rope_pairs(layout: RopeLayout) -> RopePairs {
     match layout {
         RopeLayout::Half => RopePairs::Half,
         RopeLayout::Interleaved => RopePairs::Interleaved,
@@ -132,7 +155,7 @@ pub(crate) fn rope_pairs(layout: RopeLayout) -> RopePairs {
 
 /// Rotary frequencies, in f32 as Hugging Face computes them: `theta^(-2i/rotary_dim)`,
 /// then the scaling (transformers `modeling_rope_utils.py`).
-pub(crate) fn inverse_frequencies(theta: f64, rotary_dim: usize, scaling: RopeScaling) -> Vec<f64> {
+pub fn inverse_frequencies(theta: f64, rotary_dim: usize, scaling: RopeScaling) -> Vec<f64> {
     let plain = (0..rotary_dim / 2).map(|i| {
         let exponent = (2 * i) as f32 / rotary_dim as f32;
         f64::from(1.0 / (theta as f32).powf(exponent))

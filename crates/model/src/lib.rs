@@ -13,7 +13,7 @@ pub mod export;
 mod generate;
 mod generate_batch;
 mod gradients;
-mod layer;
+pub mod layer;
 mod params;
 mod precision;
 mod probe;

@@ -8,7 +8,7 @@
 use candle_core::Tensor;
 
 use crate::buffer::{
-    Accum, Dest, dims2, ensure_distinct, ensure_shape, fill_vec, from_vec, view, write_f32,
+    Accum, Dest, as_uninit, dims2, ensure_distinct, ensure_shape, fill_vec, from_vec, view, write_f32,
 };
 use crate::curve::with_curve;
 use crate::error::{Error, Result};
@@ -168,6 +168,42 @@ pub fn backward(
     deposit(dbias, &dshift, width, OP, "dbias")
 }
 
+/// A norm with its parameters in plain slices: for decoders that work without tensors.
+#[derive(Clone, Debug)]
+pub struct RowNorm {
+    gain: Gain,
+    centred: bool,
+    eps: f32,
+    post: Pointwise,
+}
+
+impl RowNorm {
+    /// Copies the parameters of a norm on the CPU.
+    ///
+    /// # Errors
+    /// As [`forward`].
+    pub fn new(norm: &Norm<'_>) -> Result<RowNorm> {
+        let gain = Gain::new(norm, norm.weight.elem_count(), "norm of a row")?;
+        let centred = norm.kind == NormKind::Layer;
+        Ok(RowNorm { gain, centred, eps: norm.eps, post: norm.post })
+    }
+
+    /// `post(norm(x))` of one row, the same numbers as [`forward`]. `x` and `y` are as long as the
+    /// norm's weight; what is longer is left alone.
+    pub fn apply(&self, x: &[f32], y: &mut [f32]) {
+        let width = self.gain.gain.len().min(x.len()).min(y.len());
+        let row = Row {
+            centred: self.centred,
+            eps: self.eps,
+            gain: &self.gain.gain,
+            bias: &self.gain.bias,
+        };
+        // SAFETY: `forward_rows` stores initialised elements only.
+        let y = unsafe { as_uninit(&mut y[..width]) };
+        with_curve!(self.post, c => forward_rows(c, row, &x[..width], y, &mut [], &mut [0.0]));
+    }
+}
+
 impl NormStats {
     pub(crate) fn new(kind: NormKind, rows: usize) -> Self {
         let mean = if kind == NormKind::Layer { vec![0.0; rows] } else { Vec::new() };
@@ -197,6 +233,7 @@ impl NormStats {
 }
 
 /// The parameters as the rows need them.
+#[derive(Clone, Debug)]
 pub(crate) struct Gain {
     gain: Vec<f32>,
     bias: Vec<f32>,

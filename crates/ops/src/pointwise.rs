@@ -63,6 +63,12 @@ pub fn forward(x: &Tensor, f: Pointwise) -> Result<Tensor> {
     from_vec(y, x.shape(), x.device())
 }
 
+/// `f` of each element of a slice, in place: the same numbers as [`forward`], for decoders that work
+/// without tensors.
+pub fn apply_to_slice(x: &mut [f32], f: Pointwise) {
+    with_curve!(f, c => value_in_place(c, x));
+}
+
 /// `f'(x) dy`, of the shape of `x`.
 ///
 /// # Errors
@@ -116,6 +122,13 @@ pub fn backward_in_place(x: &Tensor, f: Pointwise, dy: &Tensor) -> Result<()> {
 fn value<C: Curve>(c: C, x: &[f32], y: &mut [MaybeUninit<f32>]) {
     for (y, &x) in y.iter_mut().zip(x) {
         y.write(c.value(x));
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl+fma", "x86_64+avx2+fma"))]
+fn value_in_place<C: Curve>(c: C, x: &mut [f32]) {
+    for x in x {
+        *x = c.value(*x);
     }
 }
 

@@ -73,6 +73,16 @@ impl RopeTable {
         Ok(there)
     }
 
+    /// Turns each head of a slice in place, as [`apply`] does: for decoders that work without
+    /// tensors. The position is one of the table's, the slice a whole number of heads.
+    pub fn turn(&self, heads: &mut [f32], head_dim: usize, pairs: RopePairs, position: u32) {
+        let (cos, sin) = self.at(position);
+        match pairs {
+            RopePairs::Half => turn_half(heads, head_dim, cos, sin, 1.0),
+            RopePairs::Interleaved => turn_interleaved(heads, head_dim, cos, sin, 1.0),
+        }
+    }
+
     fn at(&self, position: u32) -> (&[f32], &[f32]) {
         let row = position as usize * self.pairs..(position as usize + 1) * self.pairs;
         (&self.cos[row.clone()], &self.sin[row])

@@ -131,6 +131,17 @@ pub fn forward(qkv: &Qkv<'_>, segments: &[Segment], heads: &Heads) -> Result<Sav
     })
 }
 
+/// What [`forward`] does between its two products, for one query and one query head in plain
+/// slices: products `q . k` become weights that sum to 1. The keys are those that the query sees,
+/// the first of them at place `first_key`, the last the query's own.
+pub fn weights_of_one(products: &mut [f32], heads: &Heads, head: usize, first_key: usize) {
+    let band = rows::Band::one(first_key, products.len());
+    let (mut lse, mut inverse) = ([0.0], [0.0]);
+    let keys = products.len();
+    rows::softmax((products, keys), &band, &scoring(heads, head), &mut lse, &mut inverse);
+    products.iter_mut().for_each(|weight| *weight *= inverse[0]);
+}
+
 /// The gradient of [`forward`] with respect to the packed tensor, `[n, width]`, from `dout`, the
 /// gradient of `saved.out`. Rows and columns that took no part get 0.
 ///
@@ -245,15 +256,19 @@ impl<'a> Problem<'a> {
     }
 
     fn scoring(&self, head: usize) -> rows::Scoring {
-        rows::Scoring {
-            scale: self.heads.scale,
-            softcap: self.heads.softcap,
-            alibi: self.heads.alibi.as_ref().map(|alibi| rows::Penalty {
-                slope: alibi.slopes[head],
-                factor: alibi.factor,
-                bf16: alibi.bf16,
-            }),
-        }
+        scoring(self.heads, head)
+    }
+}
+
+fn scoring(heads: &Heads, head: usize) -> rows::Scoring {
+    rows::Scoring {
+        scale: heads.scale,
+        softcap: heads.softcap,
+        alibi: heads.alibi.as_ref().map(|alibi| rows::Penalty {
+            slope: alibi.slopes[head],
+            factor: alibi.factor,
+            bf16: alibi.bf16,
+        }),
     }
 }
 

@@ -32,6 +32,12 @@ impl Band {
         Self { first_key, keys: position + rows - first_key, rows, position, window }
     }
 
+    /// One query at the last of `keys` keys, all of which it sees.
+    pub(super) fn one(first_key: usize, keys: usize) -> Self {
+        let position = first_key + keys.saturating_sub(1);
+        Self { first_key, keys, rows: 1, position, window: usize::MAX }
+    }
+
     /// The runs' parts inside the band, from its first column to its last.
     pub(super) fn pieces<'a>(&self, segment: &'a Segment) -> impl Iterator<Item = Piece> + 'a {
         let (first, last) = (self.first_key, self.first_key + self.keys);
