@@ -16,6 +16,7 @@ use crate::gemm::{MatMut, MatRef, Threads, gemm};
 use crate::gemv::gemv;
 use crate::par::{for_chunks, grain};
 use crate::pointwise::{self, Pointwise};
+use crate::reduce;
 
 /// `y = x W^T (+ b)`: `x` `[n, in]`, `w` `[out, in]`, `bias` `[out]`, `y` `[n, out]`.
 ///
@@ -56,6 +57,34 @@ pub fn forward(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> 
         )?
     };
     from_vec(y, (n, outputs), x.device())
+}
+
+/// `residual + x W^T (+ b)`, `residual` `[n, out]`: a projection back to the residual stream, in one
+/// pass over the output on a GPU.
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_onto(
+    residual: &Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        const OP: &str = "linear onto";
+        let ((n, inputs), (outputs, _)) = (dims2(x, OP, "x")?, dims2(w, OP, "w")?);
+        ensure_shape(w, OP, "w", &[outputs, inputs])?;
+        ensure_shape(residual, OP, "residual", &[n, outputs])?;
+        if let Some(bias) = bias {
+            ensure_shape(bias, OP, "bias", &[outputs])?;
+        }
+        let sizes = (n, inputs, outputs);
+        return crate::cuda::linear::forward_onto(residual, x, w, bias, sizes, OP);
+    }
+    let y = forward(x, w, bias)?;
+    reduce::add_in_place(&y, residual)?;
+    Ok(y)
 }
 
 /// `max(x W^T + b, 0)`: the up projection of an MLP whose activation is ReLU, in one pass over the

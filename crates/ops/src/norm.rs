@@ -8,7 +8,8 @@
 use candle_core::Tensor;
 
 use crate::buffer::{
-    Accum, Dest, as_uninit, dims2, ensure_distinct, ensure_shape, fill_vec, from_vec, view, write_f32,
+    Accum, Dest, as_uninit, dims2, ensure_distinct, ensure_shape, fill_vec, from_vec, view,
+    write_f32,
 };
 use crate::curve::with_curve;
 use crate::error::{Error, Result};

@@ -34,10 +34,12 @@ impl SavedAttention {
 }
 
 impl Decoder {
-    /// Projections, rotation and softmax: `[n_tokens, hidden]` to the same.
+    /// Projections, rotation and softmax, added to `residual`: all `[n_tokens, hidden]`.
+    #[allow(clippy::too_many_arguments, reason = "a branch, its block and its pass")]
     pub(super) fn attention(
         &self,
         n: usize,
+        residual: &Tensor,
         input: Tensor,
         tokens: &Tokens,
         rope: Option<&RopeTable>,
@@ -74,7 +76,7 @@ impl Decoder {
         show(tap, point(Side::Before), &core.out)?;
         let o_input = apply(&core.out, plan.o_in)?;
         show(tap, point(Side::At), &o_input)?;
-        let out = self.linear(n, LayerParam::O, LayerParam::OBias, &o_input)?;
+        let out = self.linear_onto(n, residual, (LayerParam::O, LayerParam::OBias), &o_input)?;
         let (input, o_input) = (Some(input), Some(o_input));
         Ok((out, SavedAttention { input, qkv, qk_stats, core, o_input }))
     }

@@ -34,10 +34,11 @@ impl SavedMlp {
 }
 
 impl Decoder {
-    /// The feed-forward network: `[n_tokens, hidden]` to the same.
+    /// The feed-forward network, added to `residual`: all `[n_tokens, hidden]`.
     pub(super) fn mlp(
         &self,
         n: usize,
+        residual: &Tensor,
         input: Tensor,
         tap: &mut dyn Tap,
     ) -> Result<(Tensor, SavedMlp)> {
@@ -59,7 +60,8 @@ impl Decoder {
         };
         let down_input = apply(&activated, plan.down_in)?;
         show(tap, point(Side::At), &down_input)?;
-        let out = self.linear(n, LayerParam::Down, LayerParam::DownBias, &down_input)?;
+        let (weight, bias) = (LayerParam::Down, LayerParam::DownBias);
+        let out = self.linear_onto(n, residual, (weight, bias), &down_input)?;
         let (activated, down_input) = (Some(activated), Some(down_input));
         Ok((out, SavedMlp { input: Some(input), up, activated, down_input }))
     }

@@ -23,7 +23,8 @@ use crate::decoder::add_into;
 use crate::layer::Joins;
 use crate::tap::{Want, show};
 use crate::{
-    Decoder, Error, Gradients, KvRows, LayerParam, NoTap, ParamId, Point, Recompute, Result, Side, Tap, Tokens,
+    Decoder, Error, Gradients, KvRows, LayerParam, NoTap, ParamId, Point, Recompute, Result, Side,
+    Tap, Tokens,
 };
 use attention::SavedAttention;
 use mlp::SavedMlp;
@@ -116,25 +117,25 @@ impl Decoder {
     ) -> Result<(Tensor, SavedBlock)> {
         let plan = &self.layers[n];
         let (input, attention_stats) = self.norm_site(n, Which::Attention, &x, tap)?;
-        let (attended, attention) = self.attention(n, input.clone(), tokens, rope, cache, tap)?;
+        // Each branch is added to the residual stream as it leaves its last product.
+        let (attended, attention) =
+            self.attention(n, &x, input.clone(), tokens, rope, cache, tap)?;
         let (mid, out, mlp_stats, mlp) = match plan.joins {
             Joins::Sequential => {
-                let mid = add_into(&x, attended)?;
-                let (input, stats) = self.norm_site(n, Which::Mlp, &mid, tap)?;
-                let (out, mlp) = self.mlp(n, input, tap)?;
-                let out = add_into(&mid, out)?;
-                (mid, out, Some(stats), mlp)
+                let (input, stats) = self.norm_site(n, Which::Mlp, &attended, tap)?;
+                let (out, mlp) = self.mlp(n, &attended, input, tap)?;
+                (attended, out, Some(stats), mlp)
             }
             Joins::ParallelShared => {
                 // One tensor enters both branches: the tap sees it at both sites.
                 show(tap, Point { layer: n, site: Site::UpIn, side: Side::At }, &input)?;
-                let (out, mlp) = self.mlp(n, input, tap)?;
-                (x.clone(), add_into(&x, add_into(&attended, out)?)?, None, mlp)
+                let (out, mlp) = self.mlp(n, &attended, input, tap)?;
+                (x.clone(), out, None, mlp)
             }
             Joins::ParallelSeparate => {
                 let (input, stats) = self.norm_site(n, Which::Mlp, &x, tap)?;
-                let (out, mlp) = self.mlp(n, input, tap)?;
-                (x.clone(), add_into(&x, add_into(&attended, out)?)?, Some(stats), mlp)
+                let (out, mlp) = self.mlp(n, &attended, input, tap)?;
+                (x.clone(), out, Some(stats), mlp)
             }
         };
         Ok((out, SavedBlock { x, mid, attention_stats, mlp_stats, attention, mlp }))
@@ -267,6 +268,18 @@ impl Decoder {
         let (_, op) = self.site_of(n, which);
         let (x, stats) = saved.of_norm(n, which)?;
         Ok(norm::again(x, &self.block_norm(n, which, op)?, stats)?)
+    }
+
+    /// A projection back to the residual stream, added to it.
+    fn linear_onto(
+        &self,
+        n: usize,
+        residual: &Tensor,
+        (weight, bias): (LayerParam, LayerParam),
+        x: &Tensor,
+    ) -> Result<Tensor> {
+        let (weight, bias) = (self.weight(n, weight)?, self.layer_param(n, bias));
+        Ok(linear::forward_onto(residual, x, weight, bias)?)
     }
 
     fn linear(&self, n: usize, weight: LayerParam, bias: LayerParam, x: &Tensor) -> Result<Tensor> {

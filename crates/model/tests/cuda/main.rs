@@ -2,7 +2,7 @@
 //! ignored, with the reason, where there is no GPU.
 //!
 //! `cargo test --release --features relufy-model/cuda --test model_cuda` on a machine with one.
-#![allow(clippy::unwrap_used, reason = "a failure is the test's failure")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a failure is the test's failure")]
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -21,6 +21,9 @@ use relufy_spec::{ReluPlan, Stage};
 
 use common::{KINDS, config, random};
 
+/// A test of a kind of model and a stage.
+type Test = fn(usize, Stage, &Device);
+
 fn main() {
     let args = Arguments::from_args();
     let mut trials = Vec::new();
@@ -31,7 +34,7 @@ fn main() {
     for kind in 0..KINDS {
         let stages = [Stage::Dense, Stage::One, Stage::Two];
         for (number, stage) in stages.into_iter().enumerate() {
-            let tests: [(&str, fn(usize, Stage, &Device)); 4] = [
+            let tests: [(&str, Test); 4] = [
                 ("f32", in_f32),
                 ("bf16", in_bf16),
                 ("recompute", recompute_changes_nothing),
@@ -98,7 +101,8 @@ fn batch(vocab: usize) -> (Tokens, Vec<i64>) {
     let lengths = [13, 1, 30, 20];
     let n: usize = lengths.iter().sum();
     let ids: Vec<u32> = (0..n).map(|i| ((i * i * 31 + i * 7 + 3) % vocab) as u32).collect();
-    let targets = (0..n).map(|i| if i % 9 == 4 { -100 } else { ((i * 17) % vocab) as i64 }).collect();
+    let targets =
+        (0..n).map(|i| if i % 9 == 4 { -100 } else { ((i * 17) % vocab) as i64 }).collect();
     (Tokens::packed(ids, lengths), targets)
 }
 
@@ -117,9 +121,8 @@ fn outcome(decoder: &Decoder, recompute: Recompute) -> Outcome {
     gradients.begin_step();
     let objective = Objective { scale: 0.02, recompute, ..Objective::default() };
     let mut tap = DensityTap::new(decoder.spec().layers.len());
-    let loss = decoder
-        .forward_backward(&tokens, &targets, &objective, &mut gradients, &mut tap)
-        .unwrap();
+    let loss =
+        decoder.forward_backward(&tokens, &targets, &objective, &mut gradients, &mut tap).unwrap();
     let hidden = decoder.hidden(&tokens, &mut NoTap).unwrap();
     let logits = to_host(&decoder.logits(&hidden).unwrap()).unwrap();
     let gradients = gradients.iter().map(|(id, t, _)| (id, to_host(t).unwrap())).collect();
@@ -223,8 +226,7 @@ fn shared_buffers(gpu: &Device) {
     let own = outcome(&decoder, Recompute::None);
     let (tokens, targets) = batch(decoder.spec().vocab);
     let all = Trainable::all(decoder.params());
-    let mut shared =
-        Gradients::held(decoder.params(), &all, DType::BF16, Buffers::Shared).unwrap();
+    let mut shared = Gradients::held(decoder.params(), &all, DType::BF16, Buffers::Shared).unwrap();
     shared.begin_step();
     let mut seen: Vec<ParamId> = Vec::new();
     let objective = Objective { scale: 0.02, ..Objective::default() };

@@ -99,9 +99,10 @@ pub(crate) fn gemm(
             sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
         )
     };
-    gpu.timed(|| label(op, m, k, n), || {
-        multiply().map_err(|error| Error::Cuda { op, message: format!("cuBLAS: {error:?}") })
-    })
+    gpu.timed(
+        || label(op, m, k, n),
+        || multiply().map_err(|error| Error::Cuda { op, message: format!("cuBLAS: {error:?}") }),
+    )
 }
 
 /// A product of `m x k` and `k x n` in a profile.

@@ -84,7 +84,11 @@ impl Gpu {
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         // SAFETY: the attribute's value is a u64, which the call reads.
         unsafe {
-            sys::cuMemPoolSetAttribute(gpu.pool(OP)?, attribute, (&raw const keep).cast_mut().cast())
+            sys::cuMemPoolSetAttribute(
+                gpu.pool(OP)?,
+                attribute,
+                (&raw const keep).cast_mut().cast(),
+            )
         }
         .result()
         .map_err(|e| failed(OP, e))?;

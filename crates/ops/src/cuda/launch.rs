@@ -129,9 +129,7 @@ impl Gpu {
         if grid.shared_bytes > FREE_SHARED {
             let attribute =
                 sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            kernel
-                .set_attribute(attribute, grid.shared_bytes as i32)
-                .map_err(|e| failed(op, e))?;
+            kernel.set_attribute(attribute, grid.shared_bytes as i32).map_err(|e| failed(op, e))?;
         }
         self.bind(op)?;
         let mut params: Vec<*mut c_void> =
@@ -148,8 +146,9 @@ impl Gpu {
                 &mut params,
             )
         };
-        self.timed(|| (format!("{}: {name}", module.name), 0.0), || {
-            work().map_err(|e| failed(op, e))
-        })
+        self.timed(
+            || (format!("{}: {name}", module.name), 0.0),
+            || work().map_err(|e| failed(op, e)),
+        )
     }
 }

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use super::gemm::{Mat, gemm};
 use super::lt::{self, Epilogue};
-use super::{Arg, Grid, Gpu, Module, Operand, empty, module, operand};
+use super::{Arg, Gpu, Grid, Module, Operand, empty, module, operand};
 use crate::buffer::{Accum, Dest, no_kernel};
 use crate::error::Result;
 
@@ -20,7 +20,21 @@ pub(crate) fn forward(
     sizes: (usize, usize, usize),
     op: &'static str,
 ) -> Result<Tensor> {
-    product(x, w, bias.map(|bias| (bias, Epilogue::Bias)), sizes, op)
+    let epilogue = if bias.is_some() { Epilogue::Bias } else { Epilogue::Plain };
+    product((x, w, bias), epilogue, None, sizes, op)
+}
+
+/// `y = residual + x W^T (+ b)`; shapes are checked.
+pub(crate) fn forward_onto(
+    residual: &Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    sizes: (usize, usize, usize),
+    op: &'static str,
+) -> Result<Tensor> {
+    let epilogue = if bias.is_some() { Epilogue::Bias } else { Epilogue::Plain };
+    product((x, w, bias), epilogue, Some(residual), sizes, op)
 }
 
 /// `y = max(x W^T + b, 0)`; shapes are checked.
@@ -31,13 +45,13 @@ pub(crate) fn forward_relu(
     sizes: (usize, usize, usize),
     op: &'static str,
 ) -> Result<Tensor> {
-    product(x, w, Some((bias, Epilogue::BiasRelu)), sizes, op)
+    product((x, w, Some(bias)), Epilogue::BiasRelu, None, sizes, op)
 }
 
 fn product(
-    x: &Tensor,
-    w: &Tensor,
-    fused: Option<(&Tensor, Epilogue)>,
+    (x, w, bias): (&Tensor, &Tensor, Option<&Tensor>),
+    epilogue: Epilogue,
+    residual: Option<&Tensor>,
     (n, inputs, outputs): (usize, usize, usize),
     op: &'static str,
 ) -> Result<Tensor> {
@@ -46,13 +60,14 @@ fn product(
     let (x_at, w_at, y_at) = (operand(x, op)?, operand(w, op)?, operand(&y, op)?);
     let w_mat = Mat::new(&w_at.like(&x_at, w, op)?, outputs, inputs);
     let (x_mat, y_mat) = (Mat::new(&x_at, n, inputs), Mat::new(&y_at, n, outputs));
-    match fused {
-        None => gemm(&gpu, op, 1.0, x_mat, w_mat.t(), y_mat, Accum::Overwrite)?,
-        Some((bias, epilogue)) => {
-            let bias = operand(bias, op)?.like(&x_at, bias, op)?;
-            lt::linear(&gpu, op, (x_mat, w_mat, y_mat), &bias, epilogue)?;
-        }
+    if epilogue == Epilogue::Plain && residual.is_none() {
+        gemm(&gpu, op, 1.0, x_mat, w_mat.t(), y_mat, Accum::Overwrite)?;
+        return Ok(y);
     }
+    let like_x = |t: &Tensor| operand(t, op)?.like(&x_at, t, op);
+    let (bias, residual) = (bias.map(like_x).transpose()?, residual.map(like_x).transpose()?);
+    let mats = (x_mat, w_mat, y_mat);
+    lt::linear(&gpu, op, mats, bias.as_ref(), epilogue, residual.as_ref())?;
     Ok(y)
 }
 

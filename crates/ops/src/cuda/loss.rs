@@ -121,11 +121,8 @@ pub(crate) fn cross_entropy(
             student.bias_ptr().into(),
             student.softcap.into(),
         ];
-        let rest: [Arg; 3] = [
-            of_row(ids.ptr, first).into(),
-            scale.into(),
-            i32::from(backward.is_some()).into(),
-        ];
+        let rest: [Arg; 3] =
+            [of_row(ids.ptr, first).into(), scale.into(), i32::from(backward.is_some()).into()];
         let grid = Grid::new(len, THREADS);
         match (&taught, &of_teacher) {
             (Some((source, teacher)), Some(room)) => {
@@ -157,7 +154,9 @@ pub(crate) fn cross_entropy(
         }
         first += len;
     }
-    if n == 0 && let Some(backward) = backward {
+    if n == 0
+        && let Some(backward) = backward
+    {
         nothing_back(backward)?;
     }
     let each: Vec<f32> = gpu.download(losses.ptr, if teacher.is_some() { 2 * n } else { n }, OP)?;

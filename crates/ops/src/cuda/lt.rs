@@ -1,4 +1,5 @@
-//! Products with something fused behind them, through cuBLASLt: a bias, or a bias and ReLU.
+//! Products with something fused behind them, through cuBLASLt: a bias, a bias and ReLU, or the
+//! residual stream that the product is added to.
 //!
 //! Plain products stay with [`super::gemm`]: in a whole step cuBLASLt's choices are no faster.
 
@@ -16,6 +17,8 @@ use crate::error::{Error, Result};
 /// What is done to a product before it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Epilogue {
+    /// Nothing.
+    Plain,
     /// `+ b`.
     Bias,
     /// `max(. + b, 0)`.
@@ -30,6 +33,7 @@ struct Key {
     sizes: [usize; 3],
     strides: [usize; 3],
     epilogue: Epilogue,
+    adds: bool,
 }
 
 /// A chosen algorithm with its descriptions, which live as long as the program.
@@ -46,7 +50,8 @@ struct Plan {
 // SAFETY: the handles may be used by any thread; the lock around the plans lets one at a time.
 unsafe impl Send for Plan {}
 
-/// `y = epilogue(x W^T + b)`: `x` `[n, in]`, `w` `[out, in]`, `y` `[n, out]`, none transposed.
+/// `y = epilogue(x W^T + b) (+ residual)`: `x` `[n, in]`, `w` `[out, in]`, `y` and `residual`
+/// `[n, out]`, none transposed. A residual does not go with ReLU.
 ///
 /// # Errors
 /// What cuBLASLt does not do.
@@ -54,8 +59,9 @@ pub(crate) fn linear(
     gpu: &Gpu,
     op: &'static str,
     (x, w, y): (Mat, Mat, Mat),
-    bias: &Operand,
+    bias: Option<&Operand>,
     epilogue: Epilogue,
+    residual: Option<&Operand>,
 ) -> Result<()> {
     if y.rows == 0 || y.cols == 0 {
         return Ok(());
@@ -67,6 +73,7 @@ pub(crate) fn linear(
         sizes: [y.rows, y.cols, x.cols],
         strides: [x.stride, w.stride, y.stride],
         epilogue,
+        adds: residual.is_some(),
     };
     let failed = |error| Error::Cuda { op, message: format!("cuBLASLt: {error:?}") };
     gpu.bind(op)?;
@@ -81,27 +88,30 @@ pub(crate) fn linear(
     let workspace = gpu.scratch(plan.workspace, op)?;
     // ReLU wants to leave a bit for each element; only this form of it is fast.
     let aux = match epilogue {
-        Epilogue::Bias => None,
+        Epilogue::Plain | Epilogue::Bias => None,
         Epilogue::BiasRelu => Some(gpu.scratch(y.rows * aux_stride(y.cols) / 8, op)?),
     };
     use sys::cublasLtMatmulDescAttributes_t as A;
-    plan.set(A::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.ptr).map_err(failed)?;
+    if let Some(bias) = bias {
+        plan.set(A::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.ptr).map_err(failed)?;
+    }
     if let Some(aux) = &aux {
         plan.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aux.ptr).map_err(failed)?;
     }
-    let (one, zero) = (1f32, 0f32);
+    let (alpha, beta) = (1f32, if residual.is_some() { 1f32 } else { 0f32 });
+    let added = residual.map_or(y.ptr, |residual| residual.ptr);
     // SAFETY: the matrices lie within their tensors, whose shapes the caller has checked.
     let multiply = || unsafe {
         result::matmul(
             plan.handle,
             plan.operation,
-            (&raw const one).cast(),
-            (&raw const zero).cast(),
+            (&raw const alpha).cast(),
+            (&raw const beta).cast(),
             w.ptr as *const c_void,
             plan.w,
             x.ptr as *const c_void,
             plan.x,
-            y.ptr as *const c_void,
+            added as *const c_void,
             plan.y,
             y.ptr as *mut c_void,
             plan.y,
@@ -148,11 +158,15 @@ impl Plan {
         plan.set(A::CUBLASLT_MATMUL_DESC_TRANSA, &TRANSPOSED)?;
         use sys::cublasLtEpilogue_t as E;
         let fused = match epilogue {
+            // Named, because 0 halves the speed.
+            Epilogue::Plain => E::CUBLASLT_EPILOGUE_DEFAULT,
             Epilogue::Bias => E::CUBLASLT_EPILOGUE_BIAS,
             Epilogue::BiasRelu => E::CUBLASLT_EPILOGUE_RELU_AUX_BIAS,
         };
         plan.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE, &fused)?;
-        plan.set(A::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &data_type(x.elem))?;
+        if epilogue != Epilogue::Plain {
+            plan.set(A::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &data_type(x.elem))?;
+        }
         if epilogue == Epilogue::BiasRelu {
             let stride = aux_stride(y.cols) as i64;
             plan.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &stride)?;

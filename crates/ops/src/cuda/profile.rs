@@ -58,9 +58,12 @@ impl Gpu {
         let mut spans: HashMap<String, Span> = HashMap::new();
         for Timed { label, flops, begin, end } in timed {
             let ms = f64::from(begin.elapsed_ms(&end).map_err(|e| failed(OP, e))?);
-            let span = spans
-                .entry(label.clone())
-                .or_insert_with(|| Span { label, calls: 0, ms: 0.0, flops: 0.0 });
+            let span = spans.entry(label.clone()).or_insert_with(|| Span {
+                label,
+                calls: 0,
+                ms: 0.0,
+                flops: 0.0,
+            });
             span.calls += 1;
             span.ms += ms;
             span.flops += flops;

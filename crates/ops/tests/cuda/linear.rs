@@ -10,6 +10,7 @@ pub fn trials() -> Trials {
         ("linear_matches_the_cpu", matches_the_cpu),
         ("linear_adds_f32_gradients_of_bf16", adds_f32_gradients_of_bf16),
         ("linear_writes_only_the_rows_asked_for", writes_only_the_rows_asked_for),
+        ("linear_onto_a_residual_and_with_relu", onto_a_residual_and_with_relu),
         ("linear_without_rows", without_rows),
         ("linear_repeats", repeats),
     ]
@@ -38,9 +39,11 @@ fn matches_the_cpu() {
                 linear::forward(&x, &w, Some(&b)).unwrap(),
                 linear::backward_input(&dy, &w, None).unwrap(),
             ];
-            for (what, found, expected) in
-                [("y", &found[0], &expected[0]), ("y+b", &found[1], &expected[1]), ("dx", &found[2], &expected[2])]
-            {
+            for (what, found, expected) in [
+                ("y", &found[0], &expected[0]),
+                ("y+b", &found[1], &expected[1]),
+                ("dx", &found[2], &expected[2]),
+            ] {
                 let what = format!("{what} {dtype:?} {n} x {inputs} x {outputs}");
                 assert_close(&what, found, expected, tolerance);
             }
@@ -62,7 +65,8 @@ fn adds_f32_gradients_of_bf16() {
     let (x, dy) = (random.tensor((n, inputs)), random.tensor((n, outputs)));
     let dw = random.tensor((outputs, inputs));
     let db = random.tensor(outputs);
-    let (to_dw, to_db) = (on_gpu(&dw, candle_core::DType::F32), on_gpu(&db, candle_core::DType::F32));
+    let (to_dw, to_db) =
+        (on_gpu(&dw, candle_core::DType::F32), on_gpu(&db, candle_core::DType::F32));
     linear::backward_weight(&dy, &x, 0..outputs, (&dw, Accum::Add)).unwrap();
     linear::backward_bias(&dy, 0..outputs, (&db, Accum::Add)).unwrap();
     let [x, dy] = [&x, &dy].map(|t| on_gpu(t, candle_core::DType::BF16));
@@ -89,9 +93,36 @@ fn writes_only_the_rows_asked_for() {
     }
 }
 
+fn onto_a_residual_and_with_relu() {
+    for (seed, (n, inputs, outputs)) in SIZES.into_iter().enumerate() {
+        let mut random = Random::new(100 + seed as u64);
+        let (x, w) = (random.tensor((n, inputs)), random.tensor((outputs, inputs)));
+        let (b, residual) = (random.tensor(outputs), random.tensor((n, outputs)));
+        for (dtype, tolerance) in TYPES {
+            let there = [&x, &w, &b, &residual].map(|t| on_gpu(t, dtype));
+            for bias in [false, true] {
+                let expected = linear::forward_onto(&residual, &x, &w, bias.then_some(&b)).unwrap();
+                let [x, w, b, residual] = &there;
+                let found = linear::forward_onto(residual, x, w, bias.then_some(b)).unwrap();
+                assert_close("onto a residual", &found, &expected, tolerance);
+            }
+            let expected = linear::forward_relu(&x, &w, Some(&b)).unwrap();
+            let [x, w, b, _] = &there;
+            let found = linear::forward_relu(x, w, Some(b)).unwrap();
+            assert_close("with ReLU", &found, &expected, tolerance);
+        }
+    }
+}
+
 fn without_rows() {
     for (dtype, _) in TYPES {
-        let none = |width| on_gpu(&candle_core::Tensor::zeros((0, width), candle_core::DType::F32, &Device::Cpu).unwrap(), dtype);
+        let none = |width| {
+            on_gpu(
+                &candle_core::Tensor::zeros((0, width), candle_core::DType::F32, &Device::Cpu)
+                    .unwrap(),
+                dtype,
+            )
+        };
         let w = nan((4, 8), dtype);
         assert_eq!(linear::forward(&none(8), &w, None).unwrap().dims(), [0, 4]);
         let (dw, db) = (nan((4, 8), dtype), nan(4, dtype));

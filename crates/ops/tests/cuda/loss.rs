@@ -16,7 +16,8 @@ pub fn trials() -> Trials {
     ]
 }
 
-const SIZES: [(usize, usize, usize); 4] = [(1, 16, 9), (37, 24, 130), (200, 64, 1003), (65, 40, 50_257)];
+const SIZES: [(usize, usize, usize); 4] =
+    [(1, 16, 9), (37, 24, 130), (200, 64, 1003), (65, 40, 50_257)];
 
 /// Hidden states and a head whose logits are of an ordinary size.
 fn inputs(random: &mut Random, n: usize, width: usize, vocab: usize) -> [Tensor; 3] {
@@ -57,8 +58,13 @@ fn run(
 fn close(found: &Found, expected: &Found, with_bias: bool, tolerance: f64) {
     let dh = |f: &Found| f.out.dh.clone().unwrap();
     assert_eq!(found.out.count, expected.out.count);
-    for (found, expected) in [(found.out.sum, expected.out.sum), (found.out.kl_sum, expected.out.kl_sum)] {
-        assert!((found - expected).abs() <= tolerance * expected.abs().max(1.0), "{found} {expected}");
+    for (found, expected) in
+        [(found.out.sum, expected.out.sum), (found.out.kl_sum, expected.out.kl_sum)]
+    {
+        assert!(
+            (found - expected).abs() <= tolerance * expected.abs().max(1.0),
+            "{found} {expected}"
+        );
     }
     assert_close("dh", &dh(found), &dh(expected), tolerance);
     assert_close("dw", &found.dw, &expected.dw, tolerance);
@@ -75,7 +81,8 @@ fn matches_the_cpu() {
     for (seed, (n, width, vocab)) in SIZES.into_iter().enumerate() {
         let mut random = Random::new(seed as u64);
         let [h, w, b] = inputs(&mut random, n, width, vocab);
-        let mut targets: Vec<i64> = random.ids(n, vocab as u32).into_iter().map(i64::from).collect();
+        let mut targets: Vec<i64> =
+            random.ids(n, vocab as u32).into_iter().map(i64::from).collect();
         for target in targets.iter_mut().skip(3).step_by(11) {
             *target = IGNORE;
         }
@@ -85,7 +92,8 @@ fn matches_the_cpu() {
             let expected = run((&h, &expected_head), &targets, None, cpu_room);
             for (dtype, tolerance) in TYPES {
                 let [h, w, b] = [&h, &w, &b].map(|t| on_gpu(t, dtype));
-                let head = Head { weight: &w, bias: if with_bias { Some(&b) } else { None }, softcap };
+                let head =
+                    Head { weight: &w, bias: if with_bias { Some(&b) } else { None }, softcap };
                 let found = run((&h, &head), &targets, None, |dims| nan(dims, dtype));
                 close(&found, &expected, with_bias, tolerance);
                 let quiet = loss::cross_entropy(&h, &head, &targets, None, None).unwrap();
@@ -146,9 +154,14 @@ fn scores_tokens() {
     for (dtype, tolerance) in TYPES {
         let [h, w, b] = [&h, &w, &b].map(|t| on_gpu(t, dtype));
         let head = head(&w, &b);
-        for (found, expected) in loss::score_tokens(&h, &head, &wanted).unwrap().iter().zip(&expected) {
+        for (found, expected) in
+            loss::score_tokens(&h, &head, &wanted).unwrap().iter().zip(&expected)
+        {
             let far = f64::from((found.logprob - expected.logprob).abs());
-            assert!(far <= tolerance * f64::from(expected.logprob.abs()).max(1.0), "{found:?} {expected:?}");
+            assert!(
+                far <= tolerance * f64::from(expected.logprob.abs()).max(1.0),
+                "{found:?} {expected:?}"
+            );
             assert!(dtype != DType::F32 || found.greedy == expected.greedy);
         }
         assert_close("logits", &loss::logits(&h, &head).unwrap(), &logits, tolerance);
@@ -158,7 +171,8 @@ fn scores_tokens() {
     }
     let mut broken = relufy_ops::buffer::to_host(&h).unwrap();
     broken[40] = f32::NAN;
-    let h = on_gpu(&Tensor::from_vec(broken, (n, 40), &candle_core::Device::Cpu).unwrap(), DType::F32);
+    let h =
+        on_gpu(&Tensor::from_vec(broken, (n, 40), &candle_core::Device::Cpu).unwrap(), DType::F32);
     let (w, b) = (on_gpu(&w, DType::F32), on_gpu(&b, DType::F32));
     let found = loss::greedy_tokens(&h, &head(&w, &b)).unwrap();
     assert_eq!((found[0], found[1], found[2]), (greedy[0], None, greedy[2]));

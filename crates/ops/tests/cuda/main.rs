@@ -7,29 +7,29 @@
 use libtest_mimic::{Arguments, Trial};
 
 #[cfg(feature = "cuda")]
-mod attention;
-#[cfg(feature = "cuda")]
 mod adamw;
 #[cfg(feature = "cuda")]
-mod common;
+mod attention;
 #[cfg(feature = "cuda")]
-mod gated;
+mod common;
 #[cfg(feature = "cudnn")]
 mod cudnn;
+#[cfg(feature = "cuda")]
+mod embedding;
+#[cfg(feature = "cuda")]
+mod gated;
 #[cfg(feature = "cuda")]
 mod linear;
 #[cfg(feature = "cuda")]
 mod loss;
 #[cfg(feature = "cuda")]
-mod embedding;
-#[cfg(feature = "cuda")]
 mod norm;
-#[cfg(feature = "cuda")]
-mod rope;
 #[cfg(feature = "cuda")]
 mod pointwise;
 #[cfg(feature = "cuda")]
 mod reduce;
+#[cfg(feature = "cuda")]
+mod rope;
 #[cfg(feature = "cuda")]
 mod rows;
 
