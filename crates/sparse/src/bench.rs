@@ -1,0 +1,202 @@
+//! How fast decoding is at given densities, and how fast it could be.
+//!
+//! Weights are random ([`Engine::random`]) and the zeros are forced: masks with an exact number of
+//! ones, drawn anew for every token, take the place of what the activations say. Listing the
+//! non-zeros and all else is done as in earnest. Whoever measures takes turns between what is to
+//! be compared, because a machine's speed drifts, and reports ratios.
+
+use std::time::Instant;
+
+use memmap2::MmapMut;
+use relufy_spec::flops::SiteDensities;
+use relufy_spec::{
+    Activation, Attention, AttentionBias, DecoderSpec, Embedding, Head, Layer, Mlp, MlpBias,
+    MlpKind, Norm, NormKind, NormPlacement, Position, ReluPlan, Residual, RopeLayout, RopeScaling,
+    SiteOps, Stage,
+};
+
+use crate::force::Forced;
+use crate::matrix::anonymous;
+use crate::{Counts, Engine, Result, Session};
+
+/// A Llama of hidden size 2048 with 16 layers, 16 heads, 5632 neurons and 32,000 tokens (0.95
+/// billion weights): the shape of which decoding speeds are reported.
+///
+/// # Errors
+/// None: the plan of a stage fits any spec.
+pub fn shape_m(stage: Stage) -> Result<DecoderSpec> {
+    let norm = Norm { kind: NormKind::Rms { unit_offset: false }, eps: 1e-5, bias: false };
+    let layer = Layer {
+        attention: Attention {
+            heads: 16,
+            kv_heads: 16,
+            head_dim: 128,
+            bias: AttentionBias::default(),
+            qk_norm: None,
+            scale: 128f64.sqrt().recip(),
+            window: None,
+            softcap: None,
+        },
+        mlp: Mlp {
+            kind: MlpKind::Gated,
+            ffn: 5632,
+            activation: Activation::Silu,
+            bias: MlpBias::default(),
+        },
+        norm,
+        norm_placement: NormPlacement::Pre,
+        residual: Residual::Sequential {},
+        sites: SiteOps::default(),
+    };
+    let spec = DecoderSpec {
+        vocab: 32_000,
+        hidden: 2048,
+        max_positions: 2048,
+        position: Position::Rope {
+            theta: 10_000.0,
+            rotary_dim: 128,
+            layout: RopeLayout::Half,
+            scaling: RopeScaling::None {},
+        },
+        embedding: Embedding::default(),
+        layers: vec![layer; 16],
+        final_norm: norm,
+        head: Head { tied: false, bias: false, softcap: None },
+    };
+    let plan = ReluPlan::stage(stage);
+    plan.apply(&spec).map_err(|error| relufy_model::Error::from(error).into())
+}
+
+/// An engine that decodes one token again and again, with or without forced densities.
+pub struct Timer {
+    session: Session,
+    context: usize,
+}
+
+impl Timer {
+    /// Fills `context` positions and forces `densities`, where some are given: at queries, keys and
+    /// values, at up, and at the gate (`down`). Only sites that have an operation, and gates whose
+    /// activation is sparse, are made so; the density of `o` is not forced.
+    ///
+    /// # Errors
+    /// A context without room for another token.
+    pub fn new(engine: &Engine, densities: Option<SiteDensities>, context: usize) -> Result<Timer> {
+        let mut session = Session::new(engine)?;
+        session.forced = densities.map(|each| Forced::new(&engine.packed, each, 1));
+        if context > 0 {
+            session.prefill(&vec![1; context])?;
+        }
+        Ok(Timer { session, context })
+    }
+
+    /// Decodes a token after the filled positions, with new masks: the seconds it took.
+    ///
+    /// # Errors
+    /// As [`Session::step`].
+    pub fn step(&mut self) -> Result<f64> {
+        self.session.truncate(self.context);
+        if let Some(forced) = &mut self.session.forced {
+            forced.draw();
+        }
+        let start = Instant::now();
+        self.session.step(1)?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// What the last step did.
+    pub fn counts(&self) -> Counts {
+        self.session.counts()
+    }
+}
+
+/// Memory that is read as fast as it can be, by the threads of an engine.
+pub struct RawRead {
+    memory: MmapMut,
+}
+
+impl RawRead {
+    /// So many bytes; more than all caches hold.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn new(bytes: usize) -> Result<RawRead> {
+        let mut memory = anonymous(bytes.max(1))?;
+        // Untouched pages would all be one page of zeros.
+        memory.fill(1);
+        Ok(RawRead { memory })
+    }
+
+    /// Reads all of it once: bytes a second.
+    pub fn bandwidth(&self, engine: &Engine) -> f64 {
+        let pool = &engine.packed.pool;
+        let lines = self.memory.len() / LINES;
+        let start = Instant::now();
+        pool.run(|worker| {
+            let from = lines * worker / pool.workers() * LINES;
+            let to = lines * (worker + 1) / pool.workers() * LINES;
+            std::hint::black_box(sum(&self.memory[from..to]));
+        });
+        (lines * LINES) as f64 / start.elapsed().as_secs_f64()
+    }
+}
+
+/// Bytes that one turn of the reading loop takes.
+const LINES: usize = 256;
+
+/// The sum of all words, in several sums side by side.
+fn sum(bytes: &[u8]) -> u64 {
+    let mut sums = [0u64; LINES / 8];
+    for words in bytes.as_chunks::<LINES>().0 {
+        for (sum, word) in sums.iter_mut().zip(words.as_chunks::<8>().0) {
+            *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
+        }
+    }
+    sums.into_iter().fold(0, u64::wrapping_add)
+}
+
+/// The median; NaN of nothing.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Format, Options};
+
+    #[test]
+    fn forced_densities_are_what_is_counted() {
+        let mut spec = shape_m(Stage::Two).unwrap();
+        spec.layers.truncate(2);
+        spec.vocab = 64;
+        (spec.hidden, spec.max_positions) = (256, 16);
+        spec.layers.iter_mut().for_each(|layer| layer.mlp.ffn = 512);
+        let options = Options { format: Format::Int8, threads: 2, context: 0 };
+        let engine = Engine::random(&spec, &options, 1).unwrap();
+        let densities = SiteDensities { qkv: 0.5, o: 1.0, up: 0.25, down: 0.125 };
+        let mut timer = Timer::new(&engine, Some(densities), 3).unwrap();
+        for _ in 0..3 {
+            assert!(timer.step().unwrap() > 0.0);
+            let counts = timer.counts();
+            assert_eq!(counts.qkv.done, 2 * 128 * 3 * 2048);
+            assert_eq!(counts.up.done, 2 * (64 * 512 + 64 * 256));
+            assert_eq!(counts.up.needed, 2 * (64 * 512 + 64 * 64));
+            assert_eq!(counts.down.done, 2 * 64 * 256);
+            // A byte a weight, and four for each row's scale in each worker's share.
+            let gate = 64 * (512 + 2 * 4);
+            assert_eq!(counts.up.bytes, 2 * (gate + 64 * (256 + 4)));
+        }
+    }
+
+    #[test]
+    fn reading_counts_every_byte() {
+        assert_eq!(sum(&[1; 512]), 64 * 0x0101_0101_0101_0101);
+        assert_eq!((median(&[3.0, 1.0, 2.0]), median(&[1.0, 2.0])), (2.0, 1.5));
+    }
+}

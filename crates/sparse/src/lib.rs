@@ -1,0 +1,33 @@
+//! Decoding on the CPU that really skips the zeros.
+//!
+//! [`Engine::new`] packs a decoder's weights for reading by rows; a [`Session`] decodes one
+//! sequence with them. The zeros of a relufied model are exact, so skipping their rows changes
+//! nothing but rounding, and a token's time falls with the bytes that are read.
+//!
+//! What is skipped: at queries, keys and values, at the gate (or a plain MLP's `up`), and at
+//! attention's output, the rows of zero inputs where the site has a ReLU; in a gated MLP the rows of
+//! `up` and `down` whose gate is zero; in a plain one those of `down` whose activation is. A site
+//! without an operation is dense. Dense models run on the same code with full lists.
+//!
+//! Sums of f32 products, in a fixed order for a given number of threads.
+
+pub mod bench;
+mod counts;
+mod engine;
+mod error;
+mod force;
+mod format;
+mod kernels;
+mod linear;
+mod matrix;
+mod pool;
+mod session;
+mod shared;
+mod source;
+mod walk;
+
+pub use counts::{Counts, Work};
+pub use engine::{Engine, Options};
+pub use error::{Error, Result};
+pub use format::Format;
+pub use session::Session;

@@ -1,0 +1,203 @@
+//! One sequence that is being decoded.
+
+use crate::counts::Counts;
+use crate::engine::{Engine, Packed};
+use crate::force::Forced;
+use crate::linear::Input;
+use crate::matrix::padded;
+use crate::shared::{KvRows, PerWorker, SharedVec};
+use crate::walk::Walk;
+use crate::{Error, Format, Result};
+use std::sync::Arc;
+
+/// A sequence: its keys and values, and room for one token's activations. Tokens go in one after
+/// the other, logits come out.
+///
+/// Keys and values are f32 in an engine of [`Format::F32`] and f16 in others.
+pub struct Session {
+    packed: Arc<Packed>,
+    len: usize,
+    pub(crate) keys: Vec<KvRows>,
+    pub(crate) values: Vec<KvRows>,
+    pub(crate) room: Room,
+    pub(crate) forced: Option<Forced>,
+    last: Counts,
+    sum: Counts,
+}
+
+/// What the workers share of one token, and what each has for itself.
+pub(crate) struct Room {
+    pub qkv: SharedVec,
+    pub attended: SharedVec,
+    /// Output of attention's projection.
+    pub mid: SharedVec,
+    /// For each worker its part of the MLP's sum, `[workers, padded(hidden)]`.
+    pub partial: SharedVec,
+    pub logits: SharedVec,
+    pub own: PerWorker<Own>,
+}
+
+/// A worker's own room.
+pub(crate) struct Own {
+    /// The residual stream: every worker adds up its own copy, which saves a barrier.
+    pub x: Vec<f32>,
+    pub input: Input,
+    pub o_input: Input,
+    /// The gate of this worker's neurons.
+    pub gate: Vec<f32>,
+    pub neurons: Vec<u32>,
+    pub active: Vec<f32>,
+    pub products: Vec<f32>,
+    pub down_list: Vec<u32>,
+    pub down_values: Vec<f32>,
+    pub scaled: Vec<f32>,
+    /// One head's query, key, value and output.
+    pub heads: [Vec<f32>; 4],
+    pub scores: Vec<f32>,
+    pub counts: Counts,
+}
+
+impl Session {
+    /// An empty sequence.
+    ///
+    /// # Errors
+    /// No memory for keys and values.
+    pub fn new(engine: &Engine) -> Result<Session> {
+        let packed = engine.packed.clone();
+        let format = if packed.format == Format::F32 { Format::F32 } else { Format::F16 };
+        let kv = || {
+            let rows = packed.layers.iter().map(|layer| {
+                let heads = &layer.plan.heads;
+                KvRows::new(format, heads.kv_heads, packed.context, heads.head_dim)
+            });
+            rows.collect::<Result<Vec<_>>>()
+        };
+        let (keys, values) = (kv()?, kv()?);
+        let room = Room::new(&packed);
+        let (last, sum) = Default::default();
+        Ok(Session { packed, len: 0, keys, values, room, forced: None, last, sum })
+    }
+
+    /// Appends tokens; the logits `[vocab]` after the last of them.
+    ///
+    /// # Errors
+    /// No tokens; one outside the vocabulary; more than the context holds. Nothing is appended then.
+    pub fn prefill(&mut self, tokens: &[u32]) -> Result<&[f32]> {
+        let (vocab, context) = (self.packed.spec.vocab, self.packed.context);
+        let Some((last, before)) = tokens.split_last() else { return Err(Error::EmptyPrompt) };
+        if let Some(&id) = tokens.iter().find(|id| **id as usize >= vocab) {
+            return Err(Error::TokenOutOfRange { id, vocab });
+        }
+        let len = self.len + tokens.len();
+        if len > context {
+            return Err(Error::ContextFull { len, context });
+        }
+        self.last = Counts::default();
+        before.iter().for_each(|token| self.pass(*token, false));
+        self.pass(*last, true);
+        Ok(&self.room.logits_mut()[..vocab])
+    }
+
+    /// Appends one token; the logits `[vocab]` after it.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn step(&mut self, token: u32) -> Result<&[f32]> {
+        self.prefill(&[token])
+    }
+
+    /// Forgets all but the first `len` tokens.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// How many tokens it holds.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many more tokens fit.
+    pub fn left(&self) -> usize {
+        self.packed.context - self.len
+    }
+
+    /// What the last call of [`Session::prefill`] or [`Session::step`] did.
+    pub fn counts(&self) -> Counts {
+        self.last
+    }
+
+    /// What all calls together did.
+    pub fn total_counts(&self) -> Counts {
+        self.sum
+    }
+
+    /// One token through the layers, and through the head where its logits are wanted.
+    fn pass(&mut self, token: u32, logits: bool) {
+        let packed = &*self.packed;
+        let walk = Walk {
+            packed,
+            keys: &self.keys,
+            values: &self.values,
+            room: &self.room,
+            forced: self.forced.as_ref(),
+            token,
+            position: self.len,
+            logits,
+        };
+        // SAFETY: the room is this session's, which is borrowed mutably, and the pool gives each
+        // worker another index.
+        packed.pool.run(|worker| unsafe { walk.run(worker) });
+        self.len += 1;
+        for own in self.room.own.iter_mut() {
+            let counts = std::mem::take(&mut own.counts);
+            self.last += counts;
+            self.sum += counts;
+        }
+    }
+}
+
+impl Room {
+    fn new(packed: &Packed) -> Room {
+        let hidden = packed.spec.hidden;
+        let most = |width: fn(&relufy_model::layer::LayerPlan) -> usize| {
+            packed.layers.iter().map(|layer| width(&layer.plan)).max().unwrap_or(0)
+        };
+        let qkv = most(|plan| plan.q_width + 2 * plan.kv_width);
+        let (q_width, ffn) = (most(|plan| plan.q_width), most(|plan| plan.ffn));
+        let head_dim = padded(most(|plan| plan.heads.head_dim));
+        let workers = packed.pool.workers();
+        let empty = |width| Vec::with_capacity(width);
+        Room {
+            qkv: SharedVec::new(padded(qkv)),
+            attended: SharedVec::new(padded(q_width)),
+            mid: SharedVec::new(padded(hidden)),
+            partial: SharedVec::new(padded(hidden) * workers),
+            logits: SharedVec::new(padded(packed.spec.vocab)),
+            own: PerWorker::new(workers, || Own {
+                x: vec![0.0; hidden],
+                input: Input::new(hidden),
+                o_input: Input::new(q_width),
+                gate: vec![0.0; padded(ffn)],
+                neurons: Vec::with_capacity(padded(ffn)),
+                active: empty(padded(ffn)),
+                products: empty(padded(ffn)),
+                down_list: Vec::with_capacity(padded(ffn)),
+                down_values: empty(padded(ffn)),
+                scaled: empty(padded(ffn)),
+                heads: std::array::from_fn(|_| vec![0.0; head_dim]),
+                scores: vec![0.0; packed.context],
+                counts: Counts::default(),
+            }),
+        }
+    }
+
+    fn logits_mut(&mut self) -> &[f32] {
+        // SAFETY: the room is borrowed mutably, so no worker writes.
+        unsafe { self.logits.read() }
+    }
+}
