@@ -48,22 +48,7 @@ impl ChatTemplate {
         let mut document = Document::default();
         let mut learnt_to = 0;
         for (i, message) in messages.iter().enumerate() {
-            let field = |key: &str| {
-                message
-                    .get(key)
-                    .and_then(Value::as_str)
-                    .ok_or_else(|| format!("message {i}: `{key}` is missing or not a string"))
-            };
-            let (role, content) = (field("role")?, field("content")?);
-            let pattern = match role {
-                "system" | "developer" => &self.system,
-                "user" => &self.user,
-                "assistant" => &self.assistant,
-                _ => return Err(format!("message {i}: no pattern for role `{role}`")),
-            };
-            let (before, after) = pattern
-                .split_once("{content}")
-                .ok_or_else(|| format!("the chat template of `{role}` has no {{content}}"))?;
+            let Turn { role, content, before, after } = self.turn(i, message)?;
             document.text.push_str(&before.replace("{eos}", eos));
             if role == "assistant" {
                 document.masked.push(learnt_to..document.text.len());
@@ -89,6 +74,60 @@ impl ChatTemplate {
         }
         Ok(document)
     }
+
+    /// A conversation up to where the assistant speaks next: what a model continues.
+    ///
+    /// # Errors
+    /// Says what is wrong with the messages.
+    pub fn prompt(&self, messages: &Value, eos: &str) -> Result<String, String> {
+        let messages = messages.as_array().ok_or("`messages` is not a list")?;
+        if messages.is_empty() {
+            return Err("`messages` is empty".to_owned());
+        }
+        let mut text = String::new();
+        for (i, message) in messages.iter().enumerate() {
+            let Turn { content, before, after, .. } = self.turn(i, message)?;
+            text.push_str(&before.replace("{eos}", eos));
+            text.push_str(content);
+            text.push_str(&after.replace("{eos}", eos));
+        }
+        let (before, _) = self.pattern("assistant")?;
+        text.push_str(&before.replace("{eos}", eos));
+        Ok(text)
+    }
+
+    fn turn<'a>(&'a self, i: usize, message: &'a Value) -> Result<Turn<'a>, String> {
+        let field = |key: &str| {
+            message
+                .get(key)
+                .and_then(Value::as_str)
+                .ok_or_else(|| format!("message {i}: `{key}` is missing or not a string"))
+        };
+        let (role, content) = (field("role")?, field("content")?);
+        let (before, after) = self.pattern(role).map_err(|why| format!("message {i}: {why}"))?;
+        Ok(Turn { role, content, before, after })
+    }
+
+    /// What stands before and after a role's words.
+    fn pattern(&self, role: &str) -> Result<(&str, &str), String> {
+        let pattern = match role {
+            "system" | "developer" => &self.system,
+            "user" => &self.user,
+            "assistant" => &self.assistant,
+            _ => return Err(format!("no pattern for role `{role}`")),
+        };
+        pattern
+            .split_once("{content}")
+            .ok_or_else(|| format!("the chat template of `{role}` has no {{content}}"))
+    }
+}
+
+/// A message and what its role puts around it.
+struct Turn<'a> {
+    role: &'a str,
+    content: &'a str,
+    before: &'a str,
+    after: &'a str,
 }
 
 #[cfg(test)]
@@ -115,6 +154,29 @@ mod tests {
             learnt.replace_range(range.clone(), "|");
         }
         assert_eq!(learnt, "|Hello</s>\n|Good bye</s>");
+    }
+
+    #[test]
+    fn a_prompt_ends_where_the_assistant_speaks() {
+        let template = ChatTemplate::default();
+        let messages = json!([
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello"},
+            {"role": "user", "content": "Bye"},
+        ]);
+        assert_eq!(
+            template.prompt(&messages, "</s>").unwrap(),
+            "Be brief.\n\nUser: Hi\nAssistant: Hello</s>\nUser: Bye\nAssistant: "
+        );
+        for (bad, why) in [
+            (json!("x"), "not a list"),
+            (json!([]), "is empty"),
+            (json!([{"role": "owl", "content": ""}]), "message 0: no pattern for role `owl`"),
+        ] {
+            let error = template.prompt(&bad, "").unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
     }
 
     #[test]

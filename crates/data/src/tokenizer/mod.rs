@@ -126,6 +126,15 @@ impl Tokenizer {
         DecodeStream::new(self, skip_special)
     }
 
+    /// Decodes ids as they come behind `before`, of which nothing is given out again: a space
+    /// between the two, which decoders drop at the start of a text, is kept.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] for an id past the vocabulary.
+    pub fn stream_after(&self, before: &[u32], skip_special: bool) -> Result<DecodeStream<'_>> {
+        self.stream(skip_special).after(before)
+    }
+
     /// Begins a text.
     pub fn bos_id(&self) -> Option<u32> {
         self.rules.bos

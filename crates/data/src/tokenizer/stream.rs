@@ -22,6 +22,16 @@ impl<'a> DecodeStream<'a> {
         DecodeStream { tokenizer, skip_special, window: Vec::new(), shown: 0 }
     }
 
+    /// Takes `ids` as shown: what comes next continues their text.
+    pub(super) fn after(mut self, ids: &[u32]) -> Result<Self> {
+        // Behind half a character nothing could be told apart from its missing half.
+        if !self.tokenizer.decode(ids, self.skip_special)?.ends_with('\u{FFFD}') {
+            self.window = ids.to_vec();
+            self.shown = ids.len();
+        }
+        Ok(self)
+    }
+
     /// Takes the next id; gives the text that it completes, if it completes any.
     ///
     /// # Errors

@@ -80,6 +80,35 @@ fn batches_and_streams_agree_with_single_texts() {
 
 #[test]
 #[cfg_attr(not(relufy_shared), ignore = "needs the shared data: set RELUFY_SHARED")]
+fn a_stream_goes_on_where_a_prompt_ends() {
+    for path in ["checkpoints/stories3M", "tokenizers/gpt2", "tokenizers/falcon"] {
+        let tokenizer = open(path);
+        let whole = "Once upon a time, there was a naïve 𓀀 owl.";
+        let ids = tokenizer.encode(whole, true).unwrap();
+        let mut compared = 0;
+        for cut in 0..ids.len() {
+            let (before, after) = ids.split_at(cut);
+            let mut stream = tokenizer.stream_after(before, true).unwrap();
+            let mut text = tokenizer.decode(before, true).unwrap();
+            let whole_before = !text.ends_with('\u{FFFD}');
+            for id in after {
+                text.push_str(&stream.push(*id).unwrap().unwrap_or_default());
+            }
+            text.push_str(&stream.finish().unwrap().unwrap_or_default());
+            // Behind half a character the other half is no character either.
+            if whole_before {
+                assert_eq!(text, whole, "{path}");
+                compared += 1;
+            }
+            assert!(text.ends_with("owl."), "{path}: {text}");
+        }
+        assert!(compared > 10, "{path}");
+    }
+    assert!(open("tokenizers/gpt2").stream_after(&[50257], true).is_err());
+}
+
+#[test]
+#[cfg_attr(not(relufy_shared), ignore = "needs the shared data: set RELUFY_SHARED")]
 fn half_a_character_waits_and_comes_out_at_the_end() {
     for path in ["checkpoints/stories3M", "tokenizers/gpt2"] {
         let tokenizer = open(path);
