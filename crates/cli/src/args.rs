@@ -18,6 +18,7 @@ use crate::commands;
   relufy train configs/tinystories/s1.toml           # fine-tune until it has recovered
   relufy eval model-s1 --tasks arc_easy,piqa -o runs/s1
   relufy table runs/dense runs/s1                    # accuracy against FLOPs
+  relufy serve model-s1                              # OpenAI's HTTP interface
 
 Exit codes: 0 success, 1 failure, 2 bad input, 130 interrupted.
 Models are Hugging Face folders or hub ids (org/name[@revision]); HF_ENDPOINT, HF_HOME,
@@ -59,6 +60,7 @@ pub enum Command {
     Eval(Box<commands::eval::Eval>),
     Table(commands::table::Table),
     Generate(commands::generate::Generate),
+    Serve(commands::serve::Serve),
     Probe(commands::probe::Probe),
     Bench(commands::bench::Bench),
     Completions(commands::completions::Completions),

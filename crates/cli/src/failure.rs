@@ -116,6 +116,7 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         Some(ErrorKind::FileTooLarge) => {
             Some("a limit on the size of files stands in the way: see `ulimit -f`")
         }
+        Some(ErrorKind::AddrInUse) => Some("another program listens there: choose another --port"),
         _ => error.chain().find_map(|cause| match ops_error(cause) {
             Some(error) => ops_hint(error),
             None => hint_of(cause),

@@ -10,6 +10,7 @@ mod failure;
 mod human;
 mod out;
 mod progress;
+mod sampling;
 mod stop;
 
 use std::io::IsTerminal;
@@ -22,7 +23,12 @@ fn main() -> ExitCode {
     allocator::keep_freed_memory();
     let args = args::Args::parse();
     report_file_size_limit();
-    let filter = EnvFilter::try_from_env("RELUFY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let default = match args.command {
+        // Who runs a server wants to see its requests.
+        args::Command::Serve(_) => "warn,relufy::serve=info",
+        _ => "warn",
+    };
+    let filter = EnvFilter::try_from_env("RELUFY_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -19,14 +19,26 @@ pub const INTERRUPTED: u8 = 130;
 pub fn flag() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let raised = stop.clone();
+    then(move || {
+        raised.store(true, Ordering::SeqCst);
+        out::warn("\nstopping after this step and saving; once more to stop at once");
+    })?;
+    Ok(stop)
+}
+
+/// Calls `first` at the first SIGINT or SIGTERM; the second ends the program at once.
+///
+/// # Errors
+/// The system refuses the handler.
+pub fn then(first: impl Fn() + Send + 'static) -> anyhow::Result<()> {
+    let again = AtomicBool::new(false);
     ctrlc::set_handler(move || {
-        if raised.swap(true, Ordering::SeqCst) {
+        if again.swap(true, Ordering::SeqCst) {
             process::exit(i32::from(INTERRUPTED));
         }
-        out::warn("\nstopping after this step and saving; once more to stop at once");
+        first();
     })
-    .context("cannot watch for Ctrl-C")?;
-    Ok(stop)
+    .context("cannot watch for Ctrl-C")
 }
 
 /// Ends the program at SIGINT or SIGTERM, with a last word.

@@ -5,14 +5,13 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use candle_core::{Device, Tensor};
-use candle_transformers::generation::{LogitsProcessor, Sampling};
 use relufy_model::{Checkpoint, generate};
 use relufy_spec::{ReluPlan, Stage};
 
 use crate::compute::Compute;
 use crate::out;
 use crate::progress::Bars;
+use crate::sampling::{Draw, Sampler};
 
 /// Continue a prompt; the text appears as it is made.
 #[derive(Debug, clap::Args)]
@@ -55,7 +54,7 @@ pub struct Generate {
 
 impl Generate {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let sampling = self.sampling()?;
+        let draw = self.draw()?;
         let prompt = match self.prompt.as_str() {
             "-" => {
                 let mut text = String::new();
@@ -79,8 +78,8 @@ impl Generate {
             return Err(relufy_model::Error::SequenceTooLong { len: ids.len(), max })
                 .context("--prompt");
         }
-        let mut processor = LogitsProcessor::from_sampling(self.seed, sampling);
-        let mut stream = tokenizer.stream(true);
+        let mut sampler = Sampler::new(&draw);
+        let mut stream = tokenizer.stream_after(&ids, true)?;
         let mut out = std::io::stdout().lock();
         if !self.no_echo {
             write!(out, "{prompt}")?;
@@ -93,9 +92,7 @@ impl Generate {
             &ids,
             self.max_new_tokens,
             tokenizer.eos_ids(),
-            |logits| -> anyhow::Result<u32> {
-                Ok(processor.sample(&Tensor::from_slice(logits, logits.len(), &Device::Cpu)?)?)
-            },
+            |logits| sampler.pick(logits),
             |token| {
                 let shown = stream.push(token).map_err(anyhow::Error::from).and_then(|text| {
                     out.write_all(text.unwrap_or_default().as_bytes())?;
@@ -123,21 +120,17 @@ impl Generate {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn sampling(&self) -> anyhow::Result<Sampling> {
-        let Generate { temperature, top_k, top_p, .. } = *self;
+    fn draw(&self) -> anyhow::Result<Draw> {
+        let Generate { temperature, top_k, top_p, seed, .. } = *self;
         if !(temperature >= 0.0 && temperature.is_finite()) {
             bail!("--temperature {temperature}: expected 0 (greedy) or more");
         }
         if top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) || top_k == Some(0) {
             bail!("expected --top-p above 0 and at most 1, and --top-k of at least 1");
         }
-        Ok(match (temperature, top_k, top_p) {
-            (0.0, None, None) => Sampling::ArgMax,
-            (0.0, ..) => bail!("--top-k and --top-p need a --temperature above 0"),
-            (temperature, None, None) => Sampling::All { temperature },
-            (temperature, Some(k), None) => Sampling::TopK { k, temperature },
-            (temperature, None, Some(p)) => Sampling::TopP { p, temperature },
-            (temperature, Some(k), Some(p)) => Sampling::TopKThenTopP { k, p, temperature },
-        })
+        if temperature == 0.0 && (top_k.is_some() || top_p.is_some()) {
+            bail!("--top-k and --top-p need a --temperature above 0");
+        }
+        Ok(Draw { temperature, top_k, top_p, seed })
     }
 }

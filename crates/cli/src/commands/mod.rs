@@ -9,6 +9,7 @@ pub mod init;
 pub mod inspect;
 pub mod probe;
 pub mod quickstart;
+pub mod serve;
 pub mod surgery;
 pub mod table;
 pub mod train;
@@ -29,6 +30,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Eval(args) => args.run(),
         Command::Table(args) => args.run(),
         Command::Generate(args) => args.run(),
+        Command::Serve(args) => args.run(),
         Command::Probe(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Completions(args) => args.run(),
