@@ -345,6 +345,15 @@ fn what_will_not_do_is_named() {
     let (status, error) = refusal(server.request(TEXT, &vec![b' '; 9 << 20], &[JSON]));
     assert_eq!((status, &error["code"]), (413, &json!("request_too_large")));
 
+    // One that never comes whole keeps nobody from ending.
+    let mut stream = TcpStream::connect(server.base.strip_prefix("http://").unwrap()).unwrap();
+    let head = format!("POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n");
+    write!(stream, "{head}Content-Length: 99\r\n\r\n{{").unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    assert!(reply.is_empty() || reply.starts_with("HTTP/1.1 400 "), "{reply}");
+
     let long = vec!["cat"; 64].join(" ");
     for (field, value, status, code, why) in [
         ("model", json!("gpt-9"), 404, json!("model_not_found"), "this is `model`"),

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::Body;
 use axum::extract::Request;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
@@ -12,6 +12,7 @@ use axum::response::sse::{Event as Sse, KeepAlive};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::app::App;
@@ -25,6 +26,8 @@ use super::worker::{Event, Finish, Job};
 
 /// Bytes of a request: ids of a long prompt as JSON fit many times.
 const MOST_BYTES: usize = 8 << 20;
+/// Bytes after which nobody listens any more.
+const MOST_READ: usize = 64 << 20;
 /// For a request's bytes to arrive.
 const ARRIVAL: Duration = Duration::from_secs(30);
 
@@ -82,18 +85,35 @@ fn check_type(headers: &HeaderMap) -> Result<(), Refusal> {
     Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "wrong_content_type", message))
 }
 
-async fn arrive(body: Body) -> Result<Bytes, Refusal> {
-    let late = |_| {
-        let message = format!("the request did not arrive within {} s", ARRIVAL.as_secs());
-        Refusal::new(StatusCode::REQUEST_TIMEOUT, "timeout", message)
+/// The bytes of a request, all of them: a client that is told no in the middle of its sending
+/// sees a broken connection and not the reason. So too many are read all the same, if not kept.
+async fn arrive(body: Body) -> Result<Vec<u8>, Refusal> {
+    let (mut pieces, mut bytes, mut seen) = (body.into_data_stream(), Vec::new(), 0);
+    let all = async {
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.map_err(|error| {
+                let message = format!("the request has not arrived whole: {error}");
+                Refusal::new(StatusCode::BAD_REQUEST, "incomplete", message)
+            })?;
+            seen += piece.len();
+            if seen <= MOST_BYTES {
+                bytes.extend_from_slice(&piece);
+            } else if seen <= MOST_READ {
+                bytes = Vec::new();
+            } else {
+                break;
+            }
+        }
+        if seen > MOST_BYTES {
+            let message = format!("the request has more than {MOST_BYTES} bytes");
+            return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message));
+        }
+        Ok(bytes)
     };
-    tokio::time::timeout(ARRIVAL, to_bytes(body, MOST_BYTES)).await.map_err(late)?.map_err(
-        |error| {
-            let message =
-                format!("the request does not arrive or has more than {MOST_BYTES} bytes: {error}");
-            Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
-        },
-    )
+    tokio::time::timeout(ARRIVAL, all).await.unwrap_or_else(|_| {
+        let message = format!("the request did not arrive within {} s", ARRIVAL.as_secs());
+        Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "timeout", message))
+    })
 }
 
 /// Waits for all of the text.
