@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn reading_counts_every_byte() {
-        assert_eq!(sum(&[1; 8 * 768 + 24]), 771 * 0x0101_0101_0101_0101);
+        assert_eq!(sum(&[1; 8 * 768 + 24]), 0x0101_0101_0101_0101u64.wrapping_mul(771));
         assert_eq!((median(&[3.0, 1.0, 2.0]), median(&[1.0, 2.0])), (2.0, 1.5));
     }
 }
