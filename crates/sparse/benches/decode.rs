@@ -6,8 +6,10 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark may stop")]
 #![allow(clippy::print_stdout, reason = "this is its report")]
 
+use std::time::Instant;
+
 use relufy_sparse::bench::{RawRead, Timer, median, shape_m};
-use relufy_sparse::{Engine, Format, Options};
+use relufy_sparse::{Engine, Format, Options, Session};
 use relufy_spec::Stage;
 use relufy_spec::flops::SiteDensities;
 
@@ -75,6 +77,17 @@ fn measure(format: Format, threads: usize, tokens: usize) {
             100.0 * speedup / allowed,
         );
     }
+    let prompt = vec![1; 129];
+    let mut session = Session::new(&sparse).unwrap();
+    let prefill: Vec<f64> = (0..3)
+        .map(|_| {
+            session.truncate(0);
+            let start = Instant::now();
+            session.prefill(&prompt).unwrap();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    println!("  a prompt of 129 tokens: {:.1} tokens/s", 129.0 / median(&prefill));
     println!(
         "  dense, each token by the reading before it: {:.1} % of raw read",
         100.0 * median(&shares)

@@ -11,6 +11,7 @@
 //!
 //! Sums of f32 products, in a fixed order for a given number of threads.
 
+mod batch;
 pub mod bench;
 mod counts;
 mod engine;

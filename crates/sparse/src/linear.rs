@@ -130,12 +130,38 @@ impl Linear {
         Work { needed, done, bytes: rows.row_bytes(self.inputs) * share.len() as u64 }
     }
 
+    /// The work of `count` inputs (rows of `inputs`) at so many outputs where nothing is skipped
+    /// and each weight is read once.
+    pub fn dense_work(&self, inputs: &[f32], outputs: usize, count: usize) -> Work {
+        let active = inputs.iter().filter(|x| **x != 0.0).count();
+        let rows = self.matrix.all();
+        let bytes = match self.by_input {
+            true => rows.row_bytes(outputs) * self.inputs as u64,
+            false => rows.row_bytes(self.inputs) * outputs as u64,
+        };
+        Work {
+            needed: (active * outputs) as u64,
+            done: (count * self.inputs * outputs) as u64,
+            bytes: if outputs == 0 { 0 } else { bytes },
+        }
+    }
+
+    /// Whether rows are inputs.
+    pub fn by_input(&self) -> bool {
+        self.by_input
+    }
+
+    /// Empty where there is none.
+    pub fn bias(&self) -> &[f32] {
+        &self.bias
+    }
+
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
         self.matrix.bytes() + 4 * self.bias.len()
     }
 
-    /// The weights, rows of outputs: a tied head serves as the embedding.
+    /// The weights; a head's rows are outputs, and where it is tied the embedding's.
     pub fn matrix(&self) -> &Matrix {
         &self.matrix
     }

@@ -1,5 +1,6 @@
 //! One sequence that is being decoded.
 
+use crate::batch::{Batch, BatchRoom, LEAST, MOST};
 use crate::counts::Counts;
 use crate::engine::{Engine, Packed};
 use crate::force::Forced;
@@ -78,7 +79,8 @@ impl Session {
         Ok(Session { packed, len: 0, keys, values, room, forced: None, last, sum })
     }
 
-    /// Appends tokens; the logits `[vocab]` after the last of them.
+    /// Appends tokens; the logits `[vocab]` after the last of them. A longer prompt goes through
+    /// the layers many tokens at a time, densely: only the last is decoded as [`Session::step`] does.
     ///
     /// # Errors
     /// No tokens; one outside the vocabulary; more than the context holds. Nothing is appended then.
@@ -93,6 +95,15 @@ impl Session {
             return Err(Error::ContextFull { len, context });
         }
         self.last = Counts::default();
+        let mut before = before;
+        if before.len() >= LEAST {
+            let mut room = BatchRoom::new(&self.packed, before.len().min(MOST));
+            while before.len() >= LEAST {
+                let (now, rest) = before.split_at(before.len().min(MOST));
+                self.pass_many(now, &mut room)?;
+                before = rest;
+            }
+        }
         before.iter().for_each(|token| self.pass(*token, false));
         self.pass(*last, true);
         Ok(&self.room.logits_mut()[..vocab])
@@ -134,6 +145,26 @@ impl Session {
     /// What all calls together did.
     pub fn total_counts(&self) -> Counts {
         self.sum
+    }
+
+    /// Many tokens through the layers.
+    fn pass_many(&mut self, tokens: &[u32], room: &mut BatchRoom) -> Result<()> {
+        let packed = &*self.packed;
+        let batch = Batch {
+            packed,
+            keys: &self.keys,
+            values: &self.values,
+            room,
+            tokens,
+            position: self.len,
+        };
+        // SAFETY: room and cache are borrowed mutably, and the pool gives each worker another index.
+        packed.pool.run(|worker| unsafe { batch.run(worker) });
+        let counts = room.take_counts()?;
+        self.len += tokens.len();
+        self.last += counts;
+        self.sum += counts;
+        Ok(())
     }
 
     /// One token through the layers, and through the head where its logits are wanted.

@@ -126,7 +126,7 @@ impl Walk<'_> {
             let kv_head = head / group;
             if loaded != Some(kv_head) {
                 let at = plan.q_width + kv_head * dim;
-                self.turned(layer.k_norm.as_ref(), &qkv[at..at + dim], k);
+                turned(packed, layer.k_norm.as_ref(), position, &qkv[at..at + dim], k);
                 v[..dim].copy_from_slice(&qkv[at + plan.kv_width..][..dim]);
                 // The group's first head belongs to one worker.
                 if head.is_multiple_of(group) {
@@ -138,7 +138,8 @@ impl Walk<'_> {
                 }
                 loaded = Some(kv_head);
             }
-            self.turned(layer.q_norm.as_ref(), &qkv[head * dim..(head + 1) * dim], q);
+            let from = head * dim;
+            turned(packed, layer.q_norm.as_ref(), position, &qkv[from..from + dim], q);
             // SAFETY: rows before this position are not written during this token.
             let (keys, values) = unsafe {
                 (self.keys[n].rows(kv_head, position), self.values[n].rows(kv_head, position))
@@ -155,18 +156,6 @@ impl Walk<'_> {
             for ((to, out), v) in to.iter_mut().zip(&*out).zip(&*v) {
                 *to = out + weight * v;
             }
-        }
-    }
-
-    /// A head's query or key, normalised and turned to its position.
-    fn turned(&self, norm: Option<&RowNorm>, from: &[f32], to: &mut [f32]) {
-        let to = &mut to[..from.len()];
-        match norm {
-            Some(norm) => norm.apply(from, to),
-            None => to.copy_from_slice(from),
-        }
-        if let Some((table, pairs)) = &self.packed.rope {
-            table.turn(to, from.len(), *pairs, self.position as u32);
         }
     }
 
@@ -262,6 +251,24 @@ impl Walk<'_> {
         let macs = (hidden * list.len()) as u64;
         let bytes = down.row_bytes(hidden) * list.len() as u64;
         own.counts.down += Work { needed: macs, done: macs, bytes };
+    }
+}
+
+/// A head's query or key, normalised and turned to its position.
+pub(crate) fn turned(
+    packed: &Packed,
+    norm: Option<&RowNorm>,
+    position: usize,
+    from: &[f32],
+    to: &mut [f32],
+) {
+    let to = &mut to[..from.len()];
+    match norm {
+        Some(norm) => norm.apply(from, to),
+        None => to.copy_from_slice(from),
+    }
+    if let Some((table, pairs)) = &packed.rope {
+        table.turn(to, from.len(), *pairs, position as u32);
     }
 }
 
