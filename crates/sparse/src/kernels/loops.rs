@@ -7,7 +7,7 @@
 use super::lanes::Load;
 
 /// How far ahead memory is asked for, in bytes.
-const AHEAD: usize = 512;
+const AHEAD: usize = 1024;
 const LINE: usize = 64;
 
 /// Listed rows of one matrix.
