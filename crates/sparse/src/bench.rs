@@ -17,7 +17,7 @@ use relufy_spec::{
 };
 
 use crate::force::Forced;
-use crate::matrix::anonymous;
+use crate::matrix::anonymous_large;
 use crate::{Counts, Engine, Result, Session};
 
 /// A Llama of hidden size 2048 with 16 layers, 16 heads, 5632 neurons and 32,000 tokens (0.95
@@ -121,7 +121,7 @@ impl RawRead {
     /// # Errors
     /// No memory.
     pub fn new(bytes: usize) -> Result<RawRead> {
-        let mut memory = anonymous(bytes.max(1))?;
+        let mut memory = anonymous_large(bytes)?;
         // Untouched pages would all be one page of zeros.
         memory.fill(1);
         Ok(RawRead { memory })

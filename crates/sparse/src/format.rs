@@ -17,7 +17,8 @@ pub enum Format {
     F16,
     /// The upper half of an f32.
     Bf16,
-    /// Integers of 8 bits, with an f32 scale for each stored row.
+    /// Integers of 8 bits, with an f32 scale for each stored row. An embedding that is not the head
+    /// is kept in f16: one row of it is read.
     Int8,
 }
 

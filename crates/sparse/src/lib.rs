@@ -7,7 +7,9 @@
 //! What is skipped: at queries, keys and values, at the gate (or a plain MLP's `up`), and at
 //! attention's output, the rows of zero inputs where the site has a ReLU; in a gated MLP the rows of
 //! `up` and `down` whose gate is zero; in a plain one those of `down` whose activation is. A site
-//! without an operation is dense. Dense models run on the same code with full lists.
+//! without an operation is dense. Dense models run on the same code with full lists. A row of `up`
+//! that is needed is multiplied with all inputs, also with zeros: [`Work`] counts both, what was
+//! needed and what was done. A prompt goes in densely, many tokens at a time.
 //!
 //! Sums of f32 products, in a fixed order for a given number of threads.
 

@@ -61,7 +61,7 @@ impl Matrix {
     ) -> Result<Matrix> {
         let part_bytes = padded(cols) * format.bytes();
         let row_bytes = part_bytes * parts;
-        let mut data = anonymous((rows * row_bytes).max(1))?;
+        let mut data = anonymous_large(rows * row_bytes)?;
         let units = if format == Format::Int8 { rows } else { 0 };
         let mut scales = vec![vec![0.0f32; units]; parts];
         for (part, scales) in scales.iter_mut().enumerate() {
@@ -175,11 +175,16 @@ pub(crate) fn store(format: Format, values: &[f32], out: &mut [u8]) -> f32 {
     1.0
 }
 
-/// Zeroed memory in pages as large as the system gives: rows that are skipped to would otherwise
-/// miss in the table of pages each time.
+/// Zeroed memory, which takes room when it is written.
 pub(crate) fn anonymous(bytes: usize) -> Result<MmapMut> {
-    let map = MmapMut::map_anon(bytes)
-        .map_err(|source| Error::System { what: "memory for packed weights", source })?;
+    MmapMut::map_anon(bytes.max(1))
+        .map_err(|source| Error::System { what: "memory for decoding", source })
+}
+
+/// The same in pages as large as the system gives: rows that are skipped to would otherwise miss in
+/// the table of pages each time.
+pub(crate) fn anonymous_large(bytes: usize) -> Result<MmapMut> {
+    let map = anonymous(bytes)?;
     #[cfg(target_os = "linux")]
     // A wish: a system without huge pages says no, and nothing is lost.
     let _ = map.advise(memmap2::Advice::HugePage);

@@ -88,7 +88,7 @@ unsafe impl Sync for KvRows {}
 impl KvRows {
     pub fn new(format: Format, heads: usize, context: usize, head_dim: usize) -> Result<KvRows> {
         let bytes = heads * context * padded(head_dim) * format.bytes();
-        let mut memory = anonymous(bytes.max(1))?;
+        let mut memory = anonymous(bytes)?;
         let start = memory.as_mut_ptr();
         Ok(KvRows { _memory: memory, start, format, heads, context, head_dim })
     }
