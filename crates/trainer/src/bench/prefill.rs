@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use super::Shape;
 use super::run::{median, random_batch};
-use crate::machine::{Machine, Wish, type_name};
 use crate::Result;
+use crate::machine::{Machine, Wish, type_name};
 
 /// What was measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
