@@ -6,6 +6,7 @@ mod allocator;
 mod args;
 mod commands;
 mod compute;
+mod engine;
 mod failure;
 mod human;
 mod out;

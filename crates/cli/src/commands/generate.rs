@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use relufy_model::{Checkpoint, generate};
+use relufy_model::Checkpoint;
 use relufy_spec::{ReluPlan, Stage};
 
-use crate::compute::Compute;
+use crate::engine::EngineArgs;
 use crate::out;
 use crate::progress::Bars;
 use crate::sampling::{Draw, Sampler};
@@ -20,6 +20,7 @@ use crate::sampling::{Draw, Sampler};
   relufy generate MODEL --prompt 'Once upon a time' --temperature 0.8 --top-p 0.95 --seed 7
   cat prompt.txt | relufy generate MODEL --prompt -
   relufy generate MODEL --prompt 'Once upon a time' --device cuda
+  relufy generate MODEL-S2 --prompt 'Once upon a time' --engine sparse --format int8
 Greedy unless a temperature is given.")]
 pub struct Generate {
     /// Folder or hub id.
@@ -49,7 +50,7 @@ pub struct Generate {
     #[arg(long)]
     no_echo: bool,
     #[command(flatten)]
-    compute: Compute,
+    engine: EngineArgs,
 }
 
 impl Generate {
@@ -66,7 +67,7 @@ impl Generate {
         let checkpoint = Checkpoint::resolve(&self.model, &Bars::default())?;
         let tokenizer = checkpoint.tokenizer()?;
         let stage = Stage::try_from(self.stage).map_err(anyhow::Error::msg)?;
-        let decoder = self.compute.load(&checkpoint, &ReluPlan::stage(stage))?;
+        let mut engine = self.engine.load(&checkpoint, &ReluPlan::stage(stage))?;
 
         let mut ids = tokenizer.encode(&prompt, true)?;
         if ids.is_empty() {
@@ -87,13 +88,12 @@ impl Generate {
         }
         let started = Instant::now();
         let mut broken = None;
-        let made = generate(
-            &decoder,
+        let made = engine.generate(
             &ids,
             self.max_new_tokens,
             tokenizer.eos_ids(),
-            |logits| sampler.pick(logits),
-            |token| {
+            &mut |logits| sampler.pick(logits),
+            &mut |token| {
                 let shown = stream.push(token).map_err(anyhow::Error::from).and_then(|text| {
                     out.write_all(text.unwrap_or_default().as_bytes())?;
                     Ok(out.flush()?)
@@ -111,11 +111,7 @@ impl Generate {
         writeln!(out)?;
         if std::io::stderr().is_terminal() {
             let seconds = started.elapsed().as_secs_f64();
-            out::warn(format_args!(
-                "{} tokens, {:.1} tokens/s",
-                made.len(),
-                made.len() as f64 / seconds
-            ));
+            out::warn(format_args!("{made} tokens, {:.1} tokens/s", made as f64 / seconds));
         }
         Ok(ExitCode::SUCCESS)
     }

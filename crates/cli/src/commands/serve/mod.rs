@@ -6,7 +6,6 @@
 
 mod answer;
 mod app;
-mod engine;
 mod http;
 mod ids;
 mod listen;
@@ -31,7 +30,7 @@ use relufy_model::Checkpoint;
 use relufy_spec::{ReluPlan, Stage};
 use tokio::sync::watch;
 
-use crate::compute::Compute;
+use crate::engine::EngineArgs;
 use crate::progress::Bars;
 use crate::{out, stop};
 use app::App;
@@ -78,7 +77,7 @@ pub struct Serve {
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
     stage: u8,
     #[command(flatten)]
-    compute: Compute,
+    engine: EngineArgs,
 }
 
 /// After [`GRACE`], for the last bytes of what was cut.
@@ -99,15 +98,15 @@ impl Serve {
         let checkpoint = Checkpoint::resolve(&self.model, &Bars::default())?;
         let tokenizer = Arc::new(checkpoint.tokenizer()?);
         let stage = Stage::try_from(self.stage).map_err(anyhow::Error::msg)?;
-        let mut decoder = self.compute.load(&checkpoint, &ReluPlan::stage(stage))?;
+        let mut engine = self.engine.load(&checkpoint, &ReluPlan::stage(stage))?;
 
         let queue = Arc::new(Queue::new(self.queue));
         let app = App {
             name: self.name.unwrap_or_else(|| name_of(&self.model)),
             created: ids::now(),
             tokenizer: tokenizer.clone(),
-            vocab: decoder.spec().vocab,
-            max_positions: decoder.spec().max_positions,
+            vocab: checkpoint.config().spec.vocab,
+            max_positions: checkpoint.config().spec.max_positions,
             template,
             key: self.api_key.map(|key| blake3::hash(key.as_bytes())),
             timeout: Duration::from_secs(self.timeout.into()),
@@ -130,7 +129,7 @@ impl Serve {
             served
         })?;
         out::line(line)?;
-        Worker { tokenizer, queue, stopping }.run(&mut decoder);
+        Worker { tokenizer, queue, stopping }.run(engine.as_mut());
         match server.join() {
             Ok(served) => served.context("the HTTP server")?,
             Err(_) => bail!("the HTTP server ended unexpectedly"),

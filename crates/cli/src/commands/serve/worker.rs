@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use relufy_data::Tokenizer;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::engine::Engine;
 use super::queue::Queue;
 use super::refusal::Refusal;
 use super::stops::Stops;
+use crate::engine::Engine;
 use crate::sampling::{Draw, Sampler};
 
 /// How long a text may go on once the server was asked to end.
