@@ -77,9 +77,9 @@ pub struct EngineArgs {
     /// sparse skips zeros exactly, on the CPU; auto takes it there for models that have zeros.
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     engine: Choice,
-    /// How the sparse engine stores weights: f32, f16, bf16 or int8.
-    #[arg(long, value_name = "FORMAT", default_value = "f16")]
-    format: Format,
+    /// How the sparse engine stores weights: f32, f16 (the default), bf16 or int8.
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Format>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -93,7 +93,7 @@ impl EngineArgs {
     /// Reads a model into the engine that was asked for.
     ///
     /// # Errors
-    /// A sparse engine elsewhere than on the CPU; as [`Compute::load`].
+    /// A sparse engine elsewhere than on the CPU, a format without it; as [`Compute::load`].
     pub fn load(
         &self,
         checkpoint: &Checkpoint,
@@ -112,9 +112,13 @@ impl EngineArgs {
             choice => choice == Choice::Sparse,
         };
         if !sparse {
+            if let Some(format) = self.format {
+                bail!("--format {format} is for the sparse engine, which --engine sparse takes");
+            }
             return Ok(Box::new(decoder));
         }
-        let options = Options { format: self.format, ..Options::default() };
+        let mut options = Options::default();
+        options.format = self.format.unwrap_or(options.format);
         let engine = relufy_sparse::Engine::new(&decoder, &options)?;
         Ok(Box::new(Session::new(&engine)?))
     }

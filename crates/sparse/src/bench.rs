@@ -10,11 +10,8 @@ use std::time::Instant;
 use memmap2::MmapMut;
 use multiversion::multiversion;
 use relufy_spec::flops::SiteDensities;
-use relufy_spec::{
-    Activation, Attention, AttentionBias, DecoderSpec, Embedding, Head, Layer, Mlp, MlpBias,
-    MlpKind, Norm, NormKind, NormPlacement, Position, ReluPlan, Residual, RopeLayout, RopeScaling,
-    SiteOps, Stage,
-};
+use relufy_spec::{DecoderSpec, ReluPlan, Stage, family};
+use serde_json::json;
 
 use crate::force::Forced;
 use crate::matrix::anonymous_large;
@@ -24,48 +21,17 @@ use crate::{Counts, Engine, Result, Session};
 /// billion weights): the shape of which decoding speeds are reported.
 ///
 /// # Errors
-/// None: the plan of a stage fits any spec.
+/// None: the config is complete, and the plan of a stage fits any spec.
 pub fn shape_m(stage: Stage) -> Result<DecoderSpec> {
-    let norm = Norm { kind: NormKind::Rms { unit_offset: false }, eps: 1e-5, bias: false };
-    let layer = Layer {
-        attention: Attention {
-            heads: 16,
-            kv_heads: 16,
-            head_dim: 128,
-            bias: AttentionBias::default(),
-            qk_norm: None,
-            scale: 128f64.sqrt().recip(),
-            window: None,
-            softcap: None,
-        },
-        mlp: Mlp {
-            kind: MlpKind::Gated,
-            ffn: 5632,
-            activation: Activation::Silu,
-            bias: MlpBias::default(),
-        },
-        norm,
-        norm_placement: NormPlacement::Pre,
-        residual: Residual::Sequential {},
-        sites: SiteOps::default(),
-    };
-    let spec = DecoderSpec {
-        vocab: 32_000,
-        hidden: 2048,
-        max_positions: 2048,
-        position: Position::Rope {
-            theta: 10_000.0,
-            rotary_dim: 128,
-            layout: RopeLayout::Half,
-            scaling: RopeScaling::None {},
-        },
-        embedding: Embedding::default(),
-        layers: vec![layer; 16],
-        final_norm: norm,
-        head: Head { tied: false, bias: false, softcap: None },
-    };
+    let config = family::parse(&json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+        "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 16,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 32_000,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": false,
+    }))
+    .map_err(relufy_model::Error::from)?;
     let plan = ReluPlan::stage(stage);
-    plan.apply(&spec).map_err(|error| relufy_model::Error::from(error).into())
+    plan.apply(&config.spec).map_err(|error| relufy_model::Error::from(error).into())
 }
 
 /// An engine that decodes one token again and again, with or without forced densities.

@@ -8,7 +8,7 @@ use candle_core::{DType, Tensor};
 use super::gemm::{Mat, gemm};
 use super::linear::column_sums;
 use super::{Arg, Elem, Gpu, Grid, Module, Operand, Scratch, empty, module, operand};
-use crate::buffer::{Accum, ensure_distinct};
+use crate::buffer::Accum;
 use crate::error::Result;
 use crate::loss::{Backward, Head, LossOut, Teacher, TokenScore, device_chunk_rows};
 use crate::{reduce, rows};
@@ -239,9 +239,7 @@ fn over_active_rows(
     let dh = match out.dh {
         None => None,
         Some(some) => {
-            let dh = empty(h.shape(), h.dtype(), h.device(), OP)?;
-            ensure_distinct(OP, &dh, &[("dh", &some)])?;
-            reduce::fill(&dh, 0.0)?;
+            let dh = h.zeros_like()?;
             rows::scatter(&some, 0..h.dim(1)?, &dh, active)?;
             Some(dh)
         }
