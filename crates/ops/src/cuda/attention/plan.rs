@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use super::{OP, Side};
+use super::OP;
 use crate::attention::Segment;
 use crate::error::{Error, Result};
 
@@ -12,6 +12,13 @@ pub(super) type Plain = [i32; 4];
 
 /// A segment and the number of a tile of its queries or keys, as kernels read it.
 pub(super) type Item = [i32; 2];
+
+/// Whose tiles blocks own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Queries,
+    Keys,
+}
 
 /// Rows are counted in 32 bits, and a row and a window are added.
 const MOST_ROWS: usize = (1 << 30) - 1024;
