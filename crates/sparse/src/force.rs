@@ -1,8 +1,8 @@
 //! Densities by decree: masks with exact numbers of ones in place of what the activations say.
 
+use relufy_spec::DecoderSpec;
 use relufy_spec::flops::SiteDensities;
 
-use crate::engine::Packed;
 use crate::source::mix;
 
 /// Masks for every layer.
@@ -21,12 +21,11 @@ pub(crate) struct Masks {
 
 impl Forced {
     /// The first masks of such densities.
-    pub fn new(packed: &Packed, densities: SiteDensities, seed: u64) -> Forced {
-        let hidden = packed.spec.hidden;
-        let layers = packed.layers.iter().map(|layer| Masks {
-            qkv: vec![0.0; hidden],
-            up: vec![0.0; hidden],
-            gate: vec![0.0; layer.plan.ffn],
+    pub fn new(spec: &DecoderSpec, densities: SiteDensities, seed: u64) -> Forced {
+        let layers = spec.layers.iter().map(|layer| Masks {
+            qkv: vec![0.0; spec.hidden],
+            up: vec![0.0; spec.hidden],
+            gate: vec![0.0; layer.mlp.ffn],
         });
         let mut forced = Forced { layers: layers.collect(), densities, draws: mix(seed) };
         forced.draw();
@@ -51,7 +50,7 @@ impl Forced {
 }
 
 /// Ones at a random choice of places, as many as the density says (Fisher and Yates' shuffle).
-fn choose(mask: &mut [f32], density: f64, draws: &mut u64) {
+pub(crate) fn choose(mask: &mut [f32], density: f64, draws: &mut u64) {
     let ones = ((mask.len() as f64 * density).round() as usize).min(mask.len());
     mask.fill(0.0);
     mask[..ones].fill(1.0);

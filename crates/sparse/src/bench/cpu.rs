@@ -1,0 +1,161 @@
+//! The engine on the CPU, timed.
+
+use std::time::Instant;
+
+use relufy_spec::flops::SiteDensities;
+
+use super::Timed;
+use super::text::{Cursor, Text, surprise};
+use crate::force::Forced;
+use crate::{Counts, Engine, Result, Session};
+
+/// A session whose steps are timed.
+pub struct Timer {
+    session: Session,
+    feed: Feed,
+    surprise: Option<f64>,
+}
+
+/// Which tokens go in.
+enum Feed {
+    /// The same one, always after so many positions.
+    Again(usize),
+    Text(Cursor),
+}
+
+impl Timer {
+    /// Decodes one token again and again, after `context` positions that it fills first. `densities`
+    /// are forced, where some are given: at queries, keys and values, at up, and at the gate
+    /// (`down`). The first two skip something only where the site has an operation; the density of
+    /// `o` is not forced.
+    ///
+    /// # Errors
+    /// A context without room for another token.
+    pub fn new(engine: &Engine, densities: Option<SiteDensities>, context: usize) -> Result<Timer> {
+        let mut session = Session::new(engine)?;
+        session.forced = densities.map(|each| Forced::new(engine.spec(), each, 1));
+        if context > 0 {
+            session.prefill(&vec![1; context])?;
+        }
+        Ok(Timer { session, feed: Feed::Again(context), surprise: None })
+    }
+
+    /// Reads a text with the zeros that the model has.
+    ///
+    /// # Errors
+    /// No memory for keys and values.
+    pub fn reading(engine: &Engine, text: Text) -> Result<Timer> {
+        let feed = Feed::Text(Cursor::new(text));
+        Ok(Timer { session: Session::new(engine)?, feed, surprise: None })
+    }
+}
+
+impl Timed for Timer {
+    fn step(&mut self) -> Result<f64> {
+        let session = &mut self.session;
+        match &mut self.feed {
+            Feed::Again(context) => {
+                session.truncate(*context);
+                if let Some(forced) = &mut session.forced {
+                    forced.draw();
+                }
+                let start = Instant::now();
+                session.step(1)?;
+                Ok(start.elapsed().as_secs_f64())
+            }
+            Feed::Text(cursor) => {
+                let next = cursor.advance();
+                if let Some(first) = next.begin {
+                    session.truncate(0);
+                    if !first.is_empty() {
+                        session.prefill(first)?;
+                    }
+                }
+                let start = Instant::now();
+                let logits = session.step(next.token)?;
+                let seconds = start.elapsed().as_secs_f64();
+                self.surprise = Some(surprise(logits, next.follows));
+                Ok(seconds)
+            }
+        }
+    }
+
+    fn counts(&mut self) -> Result<Counts> {
+        Ok(self.session.counts())
+    }
+
+    fn surprise(&self) -> Option<f64> {
+        self.surprise
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use relufy_spec::{DecoderSpec, ReluPlan, Stage, family};
+
+    use super::*;
+    use crate::bench::nothing_skipped;
+    use crate::{Format, Options};
+
+    /// A Llama of 2 layers, hidden size 256, 512 neurons, 64 tokens and 16 positions.
+    pub fn small(stage: Stage) -> DecoderSpec {
+        let config = serde_json::json!({
+            "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+            "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64,
+            "max_position_embeddings": 16, "rms_norm_eps": 1e-5, "tie_word_embeddings": false,
+        });
+        ReluPlan::stage(stage).apply(&family::parse(&config).unwrap().spec).unwrap()
+    }
+
+    /// An engine of random weights.
+    pub fn engine(spec: &DecoderSpec, format: Format) -> Engine {
+        let options = Options { format, threads: 2, ..Options::default() };
+        Engine::random(spec, &options, 1).unwrap()
+    }
+
+    #[test]
+    fn forced_densities_are_what_is_counted() {
+        let engine = engine(&small(Stage::Two), Format::Int8);
+        let densities = SiteDensities { qkv: 0.5, o: 1.0, up: 0.25, down: 0.125 };
+        let mut timer = Timer::new(&engine, Some(densities), 3).unwrap();
+        for _ in 0..3 {
+            assert!(timer.step().unwrap() > 0.0);
+            let counts = timer.counts().unwrap();
+            assert_eq!(counts.qkv.done, 2 * 128 * 768);
+            assert_eq!(counts.up.done, 2 * (64 * 512 + 64 * 256));
+            assert_eq!(counts.up.needed, 2 * (64 * 512 + 64 * 64));
+            assert_eq!(counts.down.done, 2 * 64 * 256);
+            // A byte a weight, and four for each row's scale in each worker's share.
+            let gate = 64 * (512 + 2 * 4);
+            assert_eq!(counts.up.bytes, 2 * (gate + 64 * (256 + 4)));
+            assert_eq!(timer.surprise(), None);
+        }
+    }
+
+    #[test]
+    fn without_zeros_everything_is_read() {
+        let spec = nothing_skipped(&small(Stage::Two));
+        let mut timer = Timer::new(&engine(&spec, Format::F16), None, 0).unwrap();
+        timer.step().unwrap();
+        let weights = 2 * (4 * 256 * 256 + 3 * 256 * 512) + 64 * 256;
+        assert_eq!(timer.counts().unwrap().total().bytes, 2 * weights);
+    }
+
+    #[test]
+    fn a_text_is_read_from_each_documents_beginning() {
+        let engine = engine(&small(Stage::Two), Format::F32);
+        let documents = vec![vec![1, 2, 3, 4], vec![5, 6, 7]];
+        let mut timer = Timer::reading(&engine, Text::new(documents.clone(), 1).unwrap()).unwrap();
+        let mut session = Session::new(&engine).unwrap();
+        for document in documents.iter().chain(&documents) {
+            session.truncate(0);
+            session.prefill(&document[..1]).unwrap();
+            for pair in document[1..].windows(2) {
+                timer.step().unwrap();
+                let expected = surprise(session.step(pair[0]).unwrap(), pair[1]);
+                assert_eq!(timer.surprise(), Some(expected));
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! How fast decoding is, and how fast it could be.
+//!
+//! Whatever decodes is [`Timed`]: the engine on the CPU ([`Timer`]), or the decoder that
+//! everything else uses ([`DecoderTimer`]). [`take_turns`] lets several of them decode one after the
+//! other, again and again, beside a plain read of memory, because a machine's speed drifts: what is
+//! reported are medians, and ratios within a turn.
+//!
+//! Zeros are a real model's on real text, or forced: masks with an exact number of ones, drawn anew
+//! for every token, take the place of what the activations say. Listing the non-zeros and all else
+//! is done as in earnest.
+
+mod cpu;
+mod curves;
+mod decoder;
+mod read;
+mod text;
+mod turns;
+
+use relufy_spec::{Activation, DecoderSpec, SiteOps};
+
+use crate::{Counts, Result};
+
+pub use cpu::Timer;
+pub use curves::{Curve, Curves, Part, Point};
+pub use decoder::DecoderTimer;
+pub use read::RawRead;
+pub use text::Text;
+pub use turns::{Faster, Pace, Speed, Step, Turns, median, take_turns};
+
+/// Something that decodes and says how long it took.
+pub trait Timed {
+    /// Decodes a token, or one of each sequence: the seconds it took.
+    ///
+    /// # Errors
+    /// Whatever the engine cannot do.
+    fn step(&mut self) -> Result<f64>;
+
+    /// What the last step did.
+    ///
+    /// # Errors
+    /// A device that does not answer.
+    fn counts(&mut self) -> Result<Counts>;
+
+    /// What the last step thought of the token that follows in its text: minus the logarithm of its
+    /// probability. `None` where there is no text.
+    fn surprise(&self) -> Option<f64> {
+        None
+    }
+
+    /// Sequences that a step continues.
+    fn batch(&self) -> usize {
+        1
+    }
+}
+
+/// The same shape where nothing is ever zero, so that an engine of it reads every weight, each
+/// matrix in the layout that is best for that: no operation at any site, and SiLU in the MLP. What it
+/// computes is another model; how long it takes is what the weights take when nothing is skipped.
+pub fn nothing_skipped(spec: &DecoderSpec) -> DecoderSpec {
+    let mut spec = spec.clone();
+    for layer in &mut spec.layers {
+        layer.sites = SiteOps::default();
+        layer.mlp.activation = Activation::Silu;
+    }
+    spec
+}
