@@ -13,6 +13,7 @@ use relufy_spec::{DecoderSpec, Position};
 use crate::block::Saved;
 use crate::layer::{LayerPlan, NormPlan, inverse_frequencies, norm_plan};
 use crate::params::empty_layout;
+use crate::tap::Deferred;
 use crate::{Error, KvRows, LayerParam, ParamId, Params, Recompute, Result, Tap, Tokens};
 
 /// A decoder that runs.
@@ -136,9 +137,11 @@ impl Decoder {
     fn infer(&self, tokens: &Tokens, cache: Option<&KvRows>, tap: &mut dyn Tap) -> Result<Tensor> {
         let rope = self.prepare(tokens)?;
         let mut x = self.embed(tokens)?;
+        let mut tap = Deferred::new(tap);
         for n in 0..self.layers.len() {
-            (x, _) = self.block(n, x, tokens, rope.as_deref(), cache, tap)?;
+            (x, _) = self.block(n, x, tokens, rope.as_deref(), cache, &mut tap)?;
         }
+        tap.finish()?;
         Ok(norm::forward(&x, &self.last_norm()?)?.0)
     }
 
@@ -152,11 +155,13 @@ impl Decoder {
         let rope = self.prepare(tokens)?;
         let mut x = self.embed(tokens)?;
         let mut blocks = Vec::with_capacity(self.layers.len());
+        let mut tap = Deferred::new(tap);
         for n in 0..self.layers.len() {
-            let (out, saved) = self.block(n, x.clone(), tokens, rope.as_deref(), None, tap)?;
+            let (out, saved) = self.block(n, x.clone(), tokens, rope.as_deref(), None, &mut tap)?;
             blocks.push(Saved::keep(x, saved, recompute));
             x = out;
         }
+        tap.finish()?;
         let (hidden, final_stats) = norm::forward(&x, &self.last_norm()?)?;
         Ok(Walk { blocks, last: x, final_stats, hidden })
     }

@@ -1,8 +1,8 @@
 //! Loss and gradients of one batch: the forward walk, the loss, and the walk back.
 
 use candle_core::Tensor;
-use relufy_ops::buffer::Accum;
-use relufy_ops::loss::{self, Backward, LossOut, Teacher};
+use relufy_ops::buffer::{self, Accum};
+use relufy_ops::loss::{self, Backward, Queued, Teacher};
 use relufy_ops::{embedding, norm};
 use relufy_spec::Position;
 pub use relufy_spec::memory::Recompute;
@@ -115,7 +115,7 @@ impl Decoder {
         self.check_targets(tokens, targets)?;
         let gradients = &*gradients;
         let walk = self.walk(tokens, objective.recompute, tap)?;
-        let out = self.loss_backward(tokens, targets, objective, gradients, &walk.hidden)?;
+        let mut loss = self.loss_backward(tokens, targets, objective, gradients, &walk.hidden)?;
         if !self.spec().head.tied {
             on_final(gradients, &[ParamId::Head])?;
         }
@@ -125,8 +125,10 @@ impl Decoder {
             sum: 0.0,
         });
         let d_hidden =
-            out.dh.ok_or_else(|| Error::Invalid("no gradient of the loss".to_owned()))?;
+            loss.dh.take().ok_or_else(|| Error::Invalid("no gradient of the loss".to_owned()))?;
         let l1 = self.walk_back(tokens, walk, d_hidden, gradients, l1, on_final)?;
+        // Only now, when a GPU has the way back to do: it would stand still else.
+        let out = loss.wait()?;
         Ok(StepLoss {
             sum: out.sum,
             count: out.count,
@@ -142,7 +144,7 @@ impl Decoder {
         objective: &Objective<'_>,
         gradients: &Gradients,
         hidden: &Tensor,
-    ) -> Result<LossOut> {
+    ) -> Result<Queued> {
         let taught = match objective.teacher {
             None => None,
             Some(teacher) => Some((teacher, teacher.decoder.hidden(tokens, &mut NoTap)?)),
@@ -166,7 +168,8 @@ impl Decoder {
             }),
             dbias: bias.as_ref().map(|target| (target.tensor, target.accum)),
         };
-        Ok(loss::cross_entropy(hidden, &self.head()?, targets, teacher.as_ref(), Some(&backward))?)
+        let (head, teacher) = (self.head()?, teacher.as_ref());
+        Ok(loss::queue_cross_entropy(hidden, &head, targets, teacher, Some(&backward))?)
     }
 
     fn walk_back(
@@ -181,7 +184,7 @@ impl Decoder {
         let (weight, bias) =
             (gradients.target(ParamId::FinalNorm), gradients.target(ParamId::FinalNormBias));
         // The gradient of the residual stream: one buffer, changed in place by every block.
-        let dx = walk.last.zeros_like()?;
+        let dx = buffer::room_like(&walk.last)?;
         norm::backward(
             &walk.last,
             &self.last_norm()?,

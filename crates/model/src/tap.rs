@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use relufy_ops::reduce;
+use relufy_ops::reduce::{self, NonzeroCounts};
 use relufy_spec::Site;
 use relufy_spec::flops::{Densities, SiteDensities};
 
@@ -56,7 +56,7 @@ pub trait Tap {
         Want::Nothing
     }
 
-    /// The answer to [`Want::Nonzero`].
+    /// The answer to [`Want::Nonzero`], at the end of the pass.
     fn nonzero(&mut self, point: Point, nonzero: u64, total: u64) {
         let _ = (point, nonzero, total);
     }
@@ -104,6 +104,55 @@ pub(crate) fn show(tap: &mut dyn Tap, point: Point, values: &Tensor) -> Result<(
         Want::Values => tap.values(point, values)?,
     }
     Ok(())
+}
+
+/// Stands in for a tap during a pass, and gives it its [`Want::Nonzero`] answers at the end: a GPU
+/// would have to stop for each of them.
+pub(crate) struct Deferred<'a> {
+    tap: &'a mut dyn Tap,
+    counts: NonzeroCounts,
+    /// What was counted, and out of how many.
+    asked: Vec<(Point, u64)>,
+}
+
+impl<'a> Deferred<'a> {
+    pub fn new(tap: &'a mut dyn Tap) -> Deferred<'a> {
+        Deferred { tap, counts: NonzeroCounts::default(), asked: Vec::new() }
+    }
+
+    /// Tells the tap.
+    pub fn finish(self) -> Result<()> {
+        for (nonzero, (point, total)) in self.counts.read()?.into_iter().zip(self.asked) {
+            self.tap.nonzero(point, nonzero, total);
+        }
+        Ok(())
+    }
+}
+
+impl Tap for Deferred<'_> {
+    fn want(&self, point: Point) -> Want {
+        match self.tap.want(point) {
+            Want::Nonzero => Want::Values,
+            other => other,
+        }
+    }
+
+    fn nonzero_rows(&mut self, point: Point, nonzero: &[u32], width: usize) {
+        self.tap.nonzero_rows(point, nonzero, width);
+    }
+
+    fn histogram(&mut self, point: Point, counts: &[u64]) {
+        self.tap.histogram(point, counts);
+    }
+
+    fn values(&mut self, point: Point, values: &Tensor) -> Result<()> {
+        if !matches!(self.tap.want(point), Want::Nonzero) {
+            return self.tap.values(point, values);
+        }
+        self.counts.count(values)?;
+        self.asked.push((point, values.elem_count() as u64));
+        Ok(())
+    }
 }
 
 /// Counts the non-zeros that the matrices read, per layer and site.

@@ -1,10 +1,10 @@
 // Cross-entropy, distillation and scores over rows of logits, one block a row.
 //
 // A row is read twice: for its sum of exponentials, then for its gradient, which takes its place;
-// the second time it comes out of the cache. Rows lie `stride` elements apart, a multiple of the
-// vector, so that vectors never cross rows; elements past `vocab` are not looked at, and their
-// gradient is 0.
-#include "common.cuh"
+// the second time it comes out of the cache. Rows that fit into a block's registers are read once
+// (cross_entropy.cuh). Rows lie `stride` elements apart, a multiple of the vector, so that vectors
+// never cross rows; elements past `vocab` are not looked at, and their gradient is 0.
+#include "cross_entropy.cuh"
 
 // A running maximum and the sum of exp(x - maximum).
 struct Softmax {
@@ -221,6 +221,29 @@ __device__ void adjust_all(float* logits, long long n, int vocab, const T* bias,
         logits[i] = adjust(logits[i], (int)(i % vocab));
     }
 }
+
+// sums[b] = the sum of the n losses from b * n on, in a fixed order; a block each.
+extern "C" __global__ void __launch_bounds__(1024)
+    sum_losses(const float* losses, long long n, double* sums) {
+    __shared__ double scratch[32];
+    double sum = 0.;
+    for (long long i = threadIdx.x; i < n; i += 1024) sum += losses[blockIdx.x * n + i];
+    sum = block_sum(sum, scratch);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+// Rows of 4096 vectors at most in registers, as 32 numbers a thread; of f32 those of 8192.
+#define ONCE(NAME, T, ...)                                                                         \
+    extern "C" __global__ void __launch_bounds__(ROW_THREADS, 1)                                   \
+        NAME(T* logits, long long rows, long long stride, int vocab, const int* targets,           \
+             float scale, int gradient, int slots, float* losses) {                                \
+        cross_entropy_once<T, __VA_ARGS__>(logits, rows, stride, vocab, targets, scale, gradient,  \
+                                           slots, losses);                                         \
+    }
+ONCE(cross_entropy_once_f32, float, InRegisters<float, 8>)
+ONCE(cross_entropy_once_bf16, bf16, InRegisters<bf16, 4>)
+ONCE(cross_entropy_long_f32, float, InShared<float>)
+ONCE(cross_entropy_long_bf16, bf16, InShared<bf16>)
 
 #define ENTRIES(T, SUFFIX)                                                                         \
     extern "C" __global__ void __launch_bounds__(1024) cross_entropy_##SUFFIX(                     \

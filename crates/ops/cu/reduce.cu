@@ -4,7 +4,7 @@
 // `total` adds in a fixed order; counts are exact whatever the order, so they use integer atomics.
 
 #include "quad.cuh"
-#include "sums.cuh"
+#include "tiles.cuh"
 
 constexpr int THREADS = 256;
 constexpr int CHUNK = 16384;
@@ -73,27 +73,34 @@ __device__ __forceinline__ void squares_of_chunk(const T* x, double* partial, lo
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// One of several tensors, and a chunk of one of them; as in src/cuda/reduce.rs.
+// One of several tensors; as in src/cuda/reduce.rs.
 struct Slice {
     unsigned long long ptr, len;
     unsigned is_bf16, vec;
 };
-struct Part {
-    unsigned slice, chunk;
-};
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    squares_of_many(const Slice* slices, const Part* parts, double* partial) {
+    squares_of_many(const Slice* slices, const unsigned* firsts, int count, double* partial) {
     __shared__ double scratch[32];
-    const Part part = parts[blockIdx.x];
-    const Slice slice = slices[part.slice];
-    const long long base = (long long)part.chunk * CHUNK;
+    const int at = owner_of_tile(firsts, count);
+    const Slice slice = slices[at];
+    const long long base = (long long)(blockIdx.x - firsts[at]) * CHUNK;
     const int n = (int)min((long long)CHUNK, (long long)slice.len - base);
     const double sum =
         slice.is_bf16
             ? squares(reinterpret_cast<const bf16*>(slice.ptr) + base, n, slice.vec, scratch)
             : squares(reinterpret_cast<const float*>(slice.ptr) + base, n, slice.vec, scratch);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// The L2 norm from its square, and what brings it down to `limit`, unless that is 0: as torch's
+// `clip_grad_norm_` does, in f64. NaN where the norm is no finite number.
+extern "C" __global__ void clip_factor(const double* square, double limit, double* norm,
+                                       float* factor) {
+    const double found = sqrt(square[0]);
+    norm[0] = found;
+    const double share = limit == 0. ? 1. : limit / (found + 1e-6);
+    factor[0] = isfinite(found) ? (float)(share < 1. ? share : 1.) : NAN;
 }
 
 // One block: partial[0] = the sum of n numbers, in a fixed order.

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use crate::buffer::{ensure_distinct, ensure_range, ensure_shape, no_kernel, view, write_f32};
 use crate::error::{Error, Result};
+use crate::reduce;
 
 const OP: &str = "adamw";
 
@@ -87,17 +88,68 @@ pub fn step(
 /// master that is not f32 or whose parameter is not bf16, or no kernel for the device or dtype.
 /// Nothing is changed then.
 pub fn step_all(items: &[Item<'_>], hp: &AdamW, t: u64, grad_scale: f32) -> Result<()> {
+    let ranges = check_all(items, t)?;
+    #[cfg(feature = "cuda")]
+    if let Some(first) = items.first().filter(|item| item.param.device().is_cuda()) {
+        let factors = &Factors::of(first, hp, t, grad_scale);
+        let step = crate::cuda::adamw::Step { lr: hp.lr, factors };
+        return crate::cuda::adamw::step_all(items, &ranges, &step, OP);
+    }
+    all_on_cpu(items, ranges, hp, t, grad_scale)
+}
+
+/// As [`step_all`], with gradients scaled so that their L2 norm, over all that moves, is `max_norm`
+/// at most (torch's `clip_grad_norm_`); 0 is no limit. Gives the norm before. Where that is no
+/// finite number nothing is changed.
+///
+/// A GPU does all of it without waiting for the host: this returns when the norm is known, and the
+/// step may still be queued.
+///
+/// # Errors
+/// As [`step_all`].
+pub fn step_clipped(items: &[Item<'_>], hp: &AdamW, t: u64, max_norm: f64) -> Result<f64> {
+    let ranges = check_all(items, t)?;
+    #[cfg(feature = "cuda")]
+    if let Some(first) = items.first().filter(|item| item.param.device().is_cuda()) {
+        let factors = &Factors::of(first, hp, t, 1.0);
+        let step = crate::cuda::adamw::Step { lr: hp.lr, factors };
+        return crate::cuda::adamw::step_clipped(items, &ranges, &step, max_norm, OP);
+    }
+    let mut squares = 0.0;
+    for (item, ranges) in items.iter().zip(&ranges) {
+        let flat = item.grad.flatten_all()?;
+        for range in ranges {
+            squares += reduce::sum_of_squares(&flat.narrow(0, range.start, range.len())?)?;
+        }
+    }
+    let norm = squares.sqrt();
+    if norm.is_finite() {
+        all_on_cpu(items, ranges, hp, t, clip_factor(norm, max_norm) as f32)?;
+    }
+    Ok(norm)
+}
+
+/// What brings gradients of L2 norm `norm` down to `max_norm`, unless that is 0; 1 where they are
+/// below (torch's `clip_grad_norm_`, with its 1e-6 in the divisor).
+pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
+    if max_norm == 0.0 { 1.0 } else { (max_norm / (norm + 1e-6)).min(1.0) }
+}
+
+/// The elements that move, of each item.
+fn check_all(items: &[Item<'_>], t: u64) -> Result<Vec<Vec<Range<usize>>>> {
     if t == 0 {
         return Err(Error::Invalid { op: OP, message: "steps count from 1".into() });
     }
-    let ranges = items.iter().map(check).collect::<Result<Vec<_>>>()?;
-    let factors = |item: &Item<'_>| {
-        Factors::new(&AdamW { weight_decay: item.weight_decay, ..*hp }, t, grad_scale)
-    };
-    #[cfg(feature = "cuda")]
-    if let Some(first) = items.first().filter(|item| item.param.device().is_cuda()) {
-        return crate::cuda::adamw::step_all(items, &ranges, hp.lr, &factors(first), OP);
-    }
+    items.iter().map(check).collect()
+}
+
+fn all_on_cpu(
+    items: &[Item<'_>],
+    ranges: Vec<Vec<Range<usize>>>,
+    hp: &AdamW,
+    t: u64,
+    grad_scale: f32,
+) -> Result<()> {
     // Fail before the first write if one of them cannot be written.
     for item in items {
         if let Some(master) = item.master {
@@ -108,7 +160,7 @@ pub fn step_all(items: &[Item<'_>], hp: &AdamW, t: u64, grad_scale: f32) -> Resu
         }
     }
     for (item, ranges) in items.iter().zip(ranges) {
-        step_on_cpu(item, ranges, &factors(item))?;
+        step_on_cpu(item, ranges, &Factors::of(item, hp, t, grad_scale))?;
     }
     Ok(())
 }
@@ -184,6 +236,11 @@ pub(crate) struct Factors {
 }
 
 impl Factors {
+    /// With an item's own weight decay.
+    fn of(item: &Item<'_>, hp: &AdamW, t: u64, grad_scale: f32) -> Self {
+        Self::new(&AdamW { weight_decay: item.weight_decay, ..*hp }, t, grad_scale)
+    }
+
     fn new(hp: &AdamW, t: u64, grad_scale: f32) -> Self {
         let correction = |beta: f64| 1.0 - beta.powf(t as f64);
         Self {
@@ -255,6 +312,40 @@ mod tests {
         for (found, [expected, ..]) in values(&p).into_iter().zip(expected) {
             assert!((f64::from(found) - expected).abs() < 1e-6, "{found} {expected}");
         }
+    }
+
+    #[test]
+    fn clipping_scales_to_the_norm_of_what_moves() {
+        let n = 4 * 5;
+        let g = tensor(&wave(n, 1.0), 5);
+        let run = |gradients: &Tensor, limit: f64| {
+            let p = tensor(&wave(n, 0.0), 5);
+            let (m, v) = (p.zeros_like().unwrap(), p.zeros_like().unwrap());
+            let item = Item {
+                param: &p,
+                master: None,
+                grad: gradients,
+                m: &m,
+                v: &v,
+                weight_decay: 0.1,
+                rows: Some(&[0..1, 2..4]),
+            };
+            (step_clipped(&[item], &HP, 1, limit).unwrap(), values(&p), values(&m))
+        };
+        let squares: f64 =
+            (0..n).filter(|i| i / 5 != 1).map(|i| f64::from(wave(n, 1.0)[i]).powi(2)).sum();
+        let (free, _, m_free) = run(&g, 0.0);
+        assert!((free - squares.sqrt()).abs() < 1e-12);
+        let (clipped, _, m) = run(&g, 0.5 * squares.sqrt());
+        assert_eq!(clipped, free);
+        for (m, free) in m.iter().zip(m_free) {
+            assert!((m - 0.5 * free).abs() < 1e-6);
+        }
+        let mut broken = wave(n, 1.0);
+        broken[12] = f32::INFINITY;
+        let (norm, p, m) = run(&tensor(&broken, 5), 1.0);
+        assert!(!norm.is_finite());
+        assert_eq!((p, m), (wave(n, 0.0), vec![0.0; n]));
     }
 
     #[test]

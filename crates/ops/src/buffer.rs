@@ -101,6 +101,19 @@ pub fn from_vec(v: Vec<f32>, shape: impl Into<Shape>, device: &Device) -> Result
     Ok(Tensor::from_vec(v, shape.into(), device)?)
 }
 
+/// A tensor of `t`'s shape, type and device, for who overwrites all of it: on a GPU it holds
+/// whatever was there, on the CPU 0.
+///
+/// # Errors
+/// No room on the device.
+pub fn room_like(t: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if t.device().is_cuda() {
+        return crate::cuda::empty_like(t, "room_like");
+    }
+    Ok(t.zeros_like()?)
+}
+
 /// A vector of `len` elements that `fill` writes, without zeroing them first.
 ///
 /// # Safety

@@ -53,6 +53,42 @@ pub fn count_nonzero(t: &Tensor) -> Result<u64> {
     Ok(over_chunks(t, nonzeros)?.into_iter().sum())
 }
 
+/// [`count_nonzero`] of many tensors of one device, with one look at the counts at the end: a GPU
+/// need not stop for each.
+#[derive(Default)]
+pub struct NonzeroCounts {
+    known: Vec<u64>,
+    #[cfg(feature = "cuda")]
+    there: crate::cuda::reduce::Counts,
+}
+
+impl NonzeroCounts {
+    /// Counts one more tensor, which may change or go once this returns.
+    ///
+    /// # Errors
+    /// As [`sum_of_squares`].
+    pub fn count(&mut self, t: &Tensor) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if t.device().is_cuda() {
+            return self.there.count(t, OP);
+        }
+        self.known.push(count_nonzero(t)?);
+        Ok(())
+    }
+
+    /// The counts, in the order of the tensors.
+    ///
+    /// # Errors
+    /// What the work failed with.
+    pub fn read(self) -> Result<Vec<u64>> {
+        #[cfg(feature = "cuda")]
+        if self.known.is_empty() {
+            return self.there.read(OP);
+        }
+        Ok(self.known)
+    }
+}
+
 /// How many elements of each row of a `[n, width]` tensor are not exactly 0.
 ///
 /// # Errors

@@ -77,10 +77,7 @@ impl Optimizer {
     /// The factor that brings gradients of L2 norm `norm` down to `max_grad_norm`; 1 where
     /// they are below (torch's `clip_grad_norm_`, with its 1e-6 in the divisor).
     pub fn clip_factor(&self, norm: f64) -> f64 {
-        match self.settings.max_grad_norm {
-            0.0 => 1.0,
-            limit => (limit / (norm + 1e-6)).min(1.0),
-        }
+        adamw::clip_factor(norm, self.settings.max_grad_norm)
     }
 
     /// One step: every trained row moves along its gradient, which `grad_scale` multiplies.
@@ -99,6 +96,28 @@ impl Optimizer {
         Ok(())
     }
 
+    /// One step along the gradients, clipped to `max_grad_norm`; their L2 norm before, over all
+    /// that is trained. Where that is no finite number nothing moves and no step is counted. A GPU
+    /// may still have the step to do when this returns.
+    ///
+    /// # Errors
+    /// As [`Optimizer::step`].
+    pub fn step_clipped(
+        &mut self,
+        params: &Params,
+        gradients: &Gradients,
+        learning_rate: f64,
+    ) -> Result<f64> {
+        let items = self.items(self.slots.iter(), params, gradients)?;
+        let numbers = self.numbers(learning_rate);
+        let limit = self.settings.max_grad_norm;
+        let norm = adamw::step_clipped(&items, &numbers, self.steps + 1, limit)?;
+        if norm.is_finite() {
+            self.steps += 1;
+        }
+        Ok(norm)
+    }
+
     /// Begins a step that is taken parameter by parameter, each as soon as its gradient is final.
     pub fn begin(&mut self) -> Piecewise<'_> {
         Piecewise { optimizer: self, done: HashSet::new() }
@@ -108,35 +127,50 @@ impl Optimizer {
     fn apply<'a>(
         &self,
         slots: impl Iterator<Item = &'a Slot>,
-        params: &Params,
-        gradients: &Gradients,
+        params: &'a Params,
+        gradients: &'a Gradients,
         learning_rate: f64,
         grad_scale: f64,
     ) -> relufy_model::Result<()> {
-        let items = slots.map(|slot| {
-            let missing = || no_parameter(slot.id);
-            let at = params.index_of(slot.id).ok_or_else(missing)?;
-            let param = params.iter().nth(at).ok_or_else(missing)?;
-            let decays = self.decay == Decay::All || param.is_matrix();
-            Ok(Item {
-                param: &param.tensor,
-                master: slot.master.as_ref(),
-                grad: gradients.get(slot.id).ok_or_else(missing)?,
-                m: &slot.m,
-                v: &slot.v,
-                weight_decay: if decays { self.settings.weight_decay } else { 0.0 },
-                rows: Some(slot.rows.as_slice()),
+        let items = self.items(slots, params, gradients)?;
+        let numbers = self.numbers(learning_rate);
+        Ok(adamw::step_all(&items, &numbers, self.steps + 1, grad_scale as f32)?)
+    }
+
+    /// The tensors of some slots, for the arithmetic.
+    fn items<'a>(
+        &self,
+        slots: impl Iterator<Item = &'a Slot>,
+        params: &'a Params,
+        gradients: &'a Gradients,
+    ) -> relufy_model::Result<Vec<Item<'a>>> {
+        slots
+            .map(|slot| {
+                let missing = || no_parameter(slot.id);
+                let at = params.index_of(slot.id).ok_or_else(missing)?;
+                let param = params.iter().nth(at).ok_or_else(missing)?;
+                let decays = self.decay == Decay::All || param.is_matrix();
+                Ok(Item {
+                    param: &param.tensor,
+                    master: slot.master.as_ref(),
+                    grad: gradients.get(slot.id).ok_or_else(missing)?,
+                    m: &slot.m,
+                    v: &slot.v,
+                    weight_decay: if decays { self.settings.weight_decay } else { 0.0 },
+                    rows: Some(slot.rows.as_slice()),
+                })
             })
-        });
-        let items = items.collect::<relufy_model::Result<Vec<_>>>()?;
-        let numbers = AdamW {
+            .collect()
+    }
+
+    fn numbers(&self, learning_rate: f64) -> AdamW {
+        AdamW {
             lr: learning_rate,
             beta1: self.settings.adam_beta1,
             beta2: self.settings.adam_beta2,
             eps: self.settings.adam_epsilon,
             weight_decay: self.settings.weight_decay,
-        };
-        Ok(adamw::step_all(&items, &numbers, self.steps + 1, grad_scale as f32)?)
+        }
     }
 
     /// The parameters as they are saved: with their f32 values where there are any.

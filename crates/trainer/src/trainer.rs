@@ -241,13 +241,12 @@ impl Trainer {
                 return Err(Error::Gradients { problems });
             }
         }
-        let grad_norm = self.gradients.global_norm()?;
+        let learning_rate = self.schedule.rate(step);
+        let params = self.decoder.params();
+        let grad_norm = self.optimizer.step_clipped(params, &self.gradients, learning_rate)?;
         if !grad_norm.is_finite() {
             return Err(self.not_finite(format!("the gradient's norm is {grad_norm}"), true));
         }
-        let learning_rate = self.schedule.rate(step);
-        let clip = self.optimizer.clip_factor(grad_norm);
-        self.optimizer.step(self.decoder.params(), &self.gradients, learning_rate, clip)?;
         Ok(Some(Taken { losses, learning_rate, grad_norm }))
     }
 

@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
+use super::later::Later;
 use super::quads::is_aligned;
+use super::reduce::Clip;
 use super::{Arg, Elem, Gpu, Grid, Module, Operand, module, operand};
 use crate::adamw::{Factors, Item};
 use crate::buffer::no_kernel;
@@ -14,8 +16,10 @@ use crate::error::Result;
 static MODULE: Module = module!("adamw");
 
 const THREADS: u32 = 256;
+/// Elements of a block, as in `cu/adamw.cu`.
+const TILE: usize = THREADS as usize * 8;
 
-/// A tensor of the table, as in `cu/adamw.cu`.
+/// A run of a tensor's elements in the table, as in `cu/adamw.cu`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Entry {
@@ -25,57 +29,92 @@ struct Entry {
     m: u64,
     v: u64,
     weight_decay: f64,
-    vec: u64,
+    len: u64,
+    /// Its first tile.
+    first: u32,
+    vec: u32,
 }
 
-/// What a block does.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Chunk {
-    start: u64,
-    entry: u32,
-    len: u32,
-}
-
-/// The tensors for which one kernel serves.
+/// What one kernel serves.
 #[derive(Default)]
-struct Group<'a> {
+struct Group {
     entries: Vec<Entry>,
-    ranges: Vec<&'a [Range<usize>]>,
+    firsts: Vec<u32>,
+    tiles: usize,
 }
 
-/// One step of all; the shapes are checked, and `ranges` has the elements that move. Of `factors`
-/// the decay is each tensor's own.
+/// The step's numbers; of `factors` the decay is each tensor's own.
+pub(crate) struct Step<'a> {
+    pub(crate) lr: f64,
+    pub(crate) factors: &'a Factors,
+}
+
+/// One step of all; the shapes are checked, and `ranges` has the elements that move.
 pub(crate) fn step_all(
     items: &[Item<'_>],
     ranges: &[Vec<Range<usize>>],
-    lr: f64,
-    factors: &Factors,
+    step: &Step<'_>,
+    op: &'static str,
+) -> Result<()> {
+    launch(items, ranges, step, None, op)
+}
+
+/// One step of all with gradients that are clipped to the norm `limit`, unless that is 0; their
+/// norm before. The step is queued before the norm is known here: the GPU takes none where it is no
+/// finite number.
+pub(crate) fn step_clipped(
+    items: &[Item<'_>],
+    ranges: &[Vec<Range<usize>>],
+    step: &Step<'_>,
+    limit: f64,
+    op: &'static str,
+) -> Result<f64> {
+    let Some(first) = items.first() else { return Ok(0.0) };
+    let gpu = Gpu::of(first.param)?;
+    let mut parts = Vec::with_capacity(items.len());
+    for (item, ranges) in items.iter().zip(ranges) {
+        let grad = operand(item.grad, op)?;
+        parts.extend(ranges.iter().map(|range| part(&grad, range)));
+    }
+    let clip = Clip::queue(&gpu, &parts, limit, op)?;
+    let norm = Later::<1>::queue(gpu, clip.norm(), op)?;
+    launch(items, ranges, step, Some(&clip), op)?;
+    let [norm] = norm.wait(op)?;
+    Ok(norm)
+}
+
+fn launch(
+    items: &[Item<'_>],
+    ranges: &[Vec<Range<usize>>],
+    step: &Step<'_>,
+    clip: Option<&Clip>,
     op: &'static str,
 ) -> Result<()> {
     // Usually there is one group: a model's tensors have one type.
-    let mut groups: BTreeMap<String, Group<'_>> = BTreeMap::new();
+    let mut groups: BTreeMap<String, Group> = BTreeMap::new();
     for (item, ranges) in items.iter().zip(ranges) {
-        let (kernel, entry) = entry(item, op)?;
-        let group = groups.entry(kernel).or_default();
-        group.entries.push(entry);
-        group.ranges.push(ranges);
+        for range in ranges.iter().filter(|range| !range.is_empty()) {
+            let (kernel, entry) = entry(item, range, op)?;
+            groups.entry(kernel).or_default().push(entry);
+        }
     }
     let Some(first) = items.first() else { return Ok(()) };
     let gpu = Gpu::of(first.param)?;
+    let Step { lr, factors } = step;
     for (kernel, group) in groups {
-        let chunks = chunks(&group);
         // The same lists each step, so they travel once.
-        let (entries, list) = (gpu.upload(&group.entries, op)?, gpu.upload(&chunks, op)?);
+        let (entries, firsts) = (gpu.upload(&group.entries, op)?, gpu.upload(&group.firsts, op)?);
         gpu.launch(
             op,
             &MODULE,
             &kernel,
             None,
-            Grid::new(chunks.len(), THREADS),
+            Grid::new(group.tiles, THREADS),
             &[
                 entries.ptr.into(),
-                list.ptr.into(),
+                firsts.ptr.into(),
+                (group.entries.len() as i32).into(),
+                clip.map_or(0, Clip::factor).into(),
                 Arg::from(lr.to_bits()),
                 factors.grad_scale.into(),
                 factors.beta1_rest.into(),
@@ -90,9 +129,23 @@ pub(crate) fn step_all(
     Ok(())
 }
 
-/// The kernel for a parameter, and its line in the table.
-fn entry(item: &Item<'_>, op: &'static str) -> Result<(String, Entry)> {
-    let at = |t: &Tensor| operand(t, op);
+impl Group {
+    fn push(&mut self, entry: Entry) {
+        let first = self.tiles as u32;
+        self.entries.push(Entry { first, ..entry });
+        self.firsts.push(first);
+        self.tiles += (entry.len as usize).div_ceil(TILE);
+    }
+}
+
+/// A range of elements.
+fn part(operand: &Operand, range: &Range<usize>) -> Operand {
+    Operand { ptr: operand.at(range.start), len: range.len(), ..*operand }
+}
+
+/// The kernel for a run of a parameter, and its line in the table.
+fn entry(item: &Item<'_>, range: &Range<usize>, op: &'static str) -> Result<(String, Entry)> {
+    let at = |t: &Tensor| -> Result<Operand> { Ok(part(&operand(t, op)?, range)) };
     let (param, grad, m, v) = (at(item.param)?, at(item.grad)?, at(item.m)?, at(item.v)?);
     let master = item.master.map(at).transpose()?;
     if v.elem != m.elem {
@@ -113,25 +166,9 @@ fn entry(item: &Item<'_>, op: &'static str) -> Result<(String, Entry)> {
         m: m.ptr,
         v: v.ptr,
         weight_decay: item.weight_decay,
-        vec: u64::from(all.into_iter().flatten().all(is_aligned)),
+        len: range.len() as u64,
+        first: 0,
+        vec: u32::from(all.into_iter().flatten().all(is_aligned)),
     };
     Ok((kernel, entry))
-}
-
-/// The elements that move, in pieces: many for each multiprocessor, so that none waits long for
-/// the last.
-fn chunks(group: &Group<'_>) -> Vec<Chunk> {
-    let all = || group.ranges.iter().copied().flatten();
-    let total: usize = all().map(Range::len).sum();
-    let piece = (total / (1 << 14)).clamp(1 << 12, 1 << 15).next_multiple_of(1 << 12);
-    let mut chunks = Vec::with_capacity(total / piece + all().count());
-    for (ranges, entry) in group.ranges.iter().zip(0..) {
-        for range in *ranges {
-            chunks.extend(range.clone().step_by(piece).map(|start| {
-                let len = piece.min(range.end - start) as u32;
-                Chunk { start: start as u64, entry, len }
-            }));
-        }
-    }
-    chunks
 }

@@ -204,6 +204,14 @@ impl Gpu {
         self.stream.context().name().map_err(|e| failed("naming the GPU", e))
     }
 
+    /// Bytes of shared memory that a block may ask for.
+    pub(crate) fn shared_memory(&self, op: &'static str) -> Result<usize> {
+        let attribute =
+            sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let bytes = self.stream.context().attribute(attribute).map_err(|e| failed(op, e))?;
+        Ok(bytes.max(0) as usize)
+    }
+
     /// Waits for everything that is queued.
     pub(crate) fn synchronize(&self, op: &'static str) -> Result<()> {
         self.stream.synchronize().map_err(|e| failed(op, e))

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 
 use super::gemm::{Mat, gemm};
+use super::later::Later;
 use super::linear::column_sums;
 use super::{Arg, Elem, Gpu, Grid, Module, Operand, Scratch, empty, module, operand};
 use crate::buffer::Accum;
 use crate::error::Result;
-use crate::loss::{Backward, Head, LossOut, Teacher, TokenScore, device_chunk_rows};
+use crate::loss::{Backward, Head, Queued, Sums, Teacher, TokenScore, device_chunk_rows};
 use crate::{reduce, rows};
 
 const OP: &str = "cross_entropy";
@@ -73,6 +74,29 @@ fn stride_of(vocab: usize) -> usize {
     vocab.next_multiple_of(8)
 }
 
+/// How the losses of rows are computed, with one read of each row: the kernel, and how many rows
+/// have room in a block's shared memory. `None` where not even one has.
+fn once(gpu: &Gpu, student: &Source) -> Result<Option<(&'static str, usize)>> {
+    /// Vectors of a row that a block of [`THREADS`] keeps in registers, as in `cu/loss.cu`.
+    const REGISTERS: usize = THREADS as usize * 32;
+    // The kernels know neither bias nor cap.
+    if student.bias.is_some() || student.softcap > 0.0 {
+        return Ok(None);
+    }
+    // What the kernel has besides is below 1 KiB.
+    let slots = gpu.shared_memory(OP)?.saturating_sub(1 << 10) / row_bytes(student);
+    let name = match student.vocab <= REGISTERS {
+        true => "cross_entropy_once",
+        false => "cross_entropy_long",
+    };
+    Ok((slots > 0).then_some((name, slots.min(2))))
+}
+
+/// Bytes of a row's vectors.
+fn row_bytes(source: &Source) -> usize {
+    source.vocab.next_multiple_of(source.elem().per_vector()) * source.elem().bytes()
+}
+
 /// [`crate::loss::cross_entropy`] on the GPU; arguments are checked, `active` are the rows with a
 /// target.
 pub(crate) fn cross_entropy(
@@ -82,7 +106,7 @@ pub(crate) fn cross_entropy(
     active: &[usize],
     teacher: Option<&Teacher<'_>>,
     backward: Option<&Backward<'_>>,
-) -> Result<LossOut> {
+) -> Result<Queued> {
     let n = targets.len();
     // Few of the rows have a target: the others' products would be for nothing.
     if active.len() * 8 < n * 7 {
@@ -105,6 +129,7 @@ pub(crate) fn cross_entropy(
     let losses = gpu.scratch(2 * n * size_of::<f32>(), OP)?;
     let ids: Vec<i32> = targets.iter().map(|id| *id as i32).collect();
     let ids = gpu.upload(&ids, OP)?;
+    let once = if teacher.is_none() { once(&gpu, &student)? } else { None };
     let dh = backward.map(|_| empty((n, width), h.dtype(), h.device(), OP)).transpose()?;
 
     let mut first = 0;
@@ -142,11 +167,31 @@ pub(crate) fn cross_entropy(
                 ]);
                 gpu.launch(OP, &MODULE, "distil", Some(elem), grid, &args)?;
             }
-            _ => {
-                args.extend(rest);
-                args.push(of_row(losses.ptr, first).into());
-                gpu.launch(OP, &MODULE, "cross_entropy", Some(elem), grid, &args)?;
-            }
+            _ => match once {
+                Some((kernel, slots)) => {
+                    let [ids, scale, gradient] = rest;
+                    let args = [
+                        (&logits).into(),
+                        len.into(),
+                        stride.into(),
+                        (vocab as i32).into(),
+                        ids,
+                        scale,
+                        gradient,
+                        (slots as i32).into(),
+                        of_row(losses.ptr, first).into(),
+                    ];
+                    // A block goes from row to row, and has its multiprocessor for itself.
+                    let grid = Grid::new(len.min(gpu.processors as usize), THREADS)
+                        .shared(slots * row_bytes(&student));
+                    gpu.launch(OP, &MODULE, kernel, Some(elem), grid, &args)?;
+                }
+                None => {
+                    args.extend(rest);
+                    args.push(of_row(losses.ptr, first).into());
+                    gpu.launch(OP, &MODULE, "cross_entropy", Some(elem), grid, &args)?;
+                }
+            },
         }
         if let (Some(backward), Some(dh)) = (backward, &dh) {
             let chunk = Chunk { first, len, stride, dlogits: logits };
@@ -159,10 +204,14 @@ pub(crate) fn cross_entropy(
     {
         nothing_back(backward)?;
     }
-    let each: Vec<f32> = gpu.download(losses.ptr, if teacher.is_some() { 2 * n } else { n }, OP)?;
-    let sum = |values: &[f32]| values.iter().map(|value| f64::from(*value)).sum::<f64>();
-    let (own, kl) = each.split_at(n);
-    Ok(LossOut { sum: sum(own), count: active.len(), kl_sum: sum(kl), dh })
+    // Of the losses, and of what a teacher adds.
+    let kinds = if teacher.is_some() { 2 } else { 1 };
+    let sums = gpu.scratch(2 * size_of::<f64>(), OP)?;
+    gpu.zero(sums.ptr, 2 * size_of::<f64>(), OP)?;
+    let args = [losses.ptr.into(), n.into(), sums.ptr.into()];
+    gpu.launch(OP, &MODULE, "sum_losses", None, Grid::new(kinds, 1024), &args)?;
+    let sums = Later::queue(gpu, sums.ptr, OP)?;
+    Ok(Queued { sums: Sums::Later(sums), count: active.len(), dh })
 }
 
 /// Rows of logits that were turned into their gradient.
@@ -226,7 +275,7 @@ fn over_active_rows(
     active: &[usize],
     teacher: Option<&Teacher<'_>>,
     backward: Option<&Backward<'_>>,
-) -> Result<LossOut> {
+) -> Result<Queued> {
     let some = rows::gather(h, active)?;
     let some_targets: Vec<i64> = active.iter().map(|row| targets[*row]).collect();
     let all: Vec<usize> = (0..active.len()).collect();
@@ -244,7 +293,7 @@ fn over_active_rows(
             Some(dh)
         }
     };
-    Ok(LossOut { dh, ..out })
+    Ok(Queued { dh, ..out })
 }
 
 /// What [`summarise`] finds in a row.

@@ -14,6 +14,7 @@ pub(crate) mod gated;
 pub(crate) mod gemm;
 mod gpu;
 mod launch;
+pub(crate) mod later;
 pub(crate) mod linear;
 pub(crate) mod loss;
 mod lt;

@@ -1,5 +1,7 @@
 //! Reductions on a GPU, and the small in-place steps of a training loop.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 
 use super::quads::{aligned, grid};
@@ -31,35 +33,73 @@ struct Slice {
     vec: u32,
 }
 
-/// A chunk of one of them.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Part {
-    slice: u32,
-    chunk: u32,
-}
-
 /// The sum of squares over several tensors on one GPU: one launch, one number back.
 pub(crate) fn sum_of_squares_of(tensors: &[&Tensor], op: &'static str) -> Result<f64> {
     let Some(first) = tensors.first() else { return Ok(0.0) };
     let gpu = Gpu::of(first)?;
-    let (mut slices, mut parts) = (Vec::with_capacity(tensors.len()), Vec::new());
-    for (t, slice) in tensors.iter().zip(0..) {
-        let x = operand(t, op)?;
+    let parts = tensors.iter().map(|t| operand(t, op)).collect::<Result<Vec<_>>>()?;
+    let sum = queue_squares(&gpu, &parts, op)?;
+    Ok(one(&gpu.download(sum.ptr, 1, op)?))
+}
+
+/// Queues that sum: an f64 on the device.
+fn queue_squares(gpu: &Gpu, parts: &[Operand], op: &'static str) -> Result<Scratch> {
+    let (mut slices, mut firsts) = (Vec::with_capacity(parts.len()), Vec::new());
+    let mut chunks = 0;
+    for x in parts.iter().filter(|x| x.len > 0) {
         slices.push(Slice {
             ptr: x.ptr,
             len: x.len as u64,
             is_bf16: u32::from(x.elem == Elem::Bf16),
             vec: u32::from(x.vectorises(0)),
         });
-        let chunks = x.len.div_ceil(CHUNK) as u32;
-        parts.extend((0..chunks).map(|chunk| Part { slice, chunk }));
+        firsts.push(chunks as u32);
+        chunks += x.len.div_ceil(CHUNK);
     }
-    let partial = gpu.scratch(parts.len() * size_of::<f64>(), op)?;
-    let (slices, list) = (gpu.upload(&slices, op)?, gpu.upload(&parts, op)?);
-    let args = [slices.ptr.into(), list.ptr.into(), partial.ptr.into()];
-    gpu.launch(op, &MODULE, "squares_of_many", None, Grid::new(parts.len(), THREADS), &args)?;
-    total(&gpu, &partial, parts.len(), op)
+    if chunks == 0 {
+        return zeros(gpu, size_of::<f64>(), op);
+    }
+    let partial = gpu.scratch(chunks * size_of::<f64>(), op)?;
+    let (list, owners) = (gpu.upload(&slices, op)?, gpu.upload(&firsts, op)?);
+    let args =
+        [list.ptr.into(), owners.ptr.into(), (slices.len() as i32).into(), partial.ptr.into()];
+    gpu.launch(op, &MODULE, "squares_of_many", None, Grid::new(chunks, THREADS), &args)?;
+    queue_total(gpu, &partial, chunks, op)?;
+    Ok(partial)
+}
+
+/// The norm of gradients and the factor that clips them, on the device.
+pub(crate) struct Clip(Scratch);
+
+impl Clip {
+    /// Queues the norm over `parts` and its factor for `limit`; a limit of 0 clips nothing.
+    pub(crate) fn queue(
+        gpu: &Gpu,
+        parts: &[Operand],
+        limit: f64,
+        op: &'static str,
+    ) -> Result<Clip> {
+        let squares = queue_squares(gpu, parts, op)?;
+        let clip = Clip(gpu.scratch(size_of::<f64>() + size_of::<f32>(), op)?);
+        let args = [
+            squares.ptr.into(),
+            Arg::from(limit.to_bits()),
+            clip.norm().into(),
+            clip.factor().into(),
+        ];
+        gpu.launch(op, &MODULE, "clip_factor", None, Grid::new(1, 1), &args)?;
+        Ok(clip)
+    }
+
+    /// The address of the norm, an f64.
+    pub(crate) fn norm(&self) -> u64 {
+        self.0.ptr
+    }
+
+    /// The address of the factor, an f32; NaN where the norm is no finite number.
+    pub(crate) fn factor(&self) -> u64 {
+        self.0.ptr + size_of::<f64>() as u64
+    }
 }
 
 /// The sum of partial sums, in a fixed order.
@@ -67,9 +107,14 @@ fn total(gpu: &Gpu, partial: &Scratch, n: usize, op: &'static str) -> Result<f64
     if n == 0 {
         return Ok(0.0);
     }
-    let args = [partial.ptr.into(), n.into()];
-    gpu.launch(op, &MODULE, "total", None, Grid::new(1, 1024), &args)?;
+    queue_total(gpu, partial, n, op)?;
     Ok(one(&gpu.download(partial.ptr, 1, op)?))
+}
+
+/// Queues that sum, which takes the first one's place; there is one at least.
+fn queue_total(gpu: &Gpu, partial: &Scratch, n: usize, op: &'static str) -> Result<()> {
+    let args = [partial.ptr.into(), n.into()];
+    gpu.launch(op, &MODULE, "total", None, Grid::new(1, 1024), &args)
 }
 
 pub(crate) fn count_nonzero(t: &Tensor, op: &'static str) -> Result<u64> {
@@ -86,12 +131,55 @@ pub(crate) fn max_abs(t: &Tensor, op: &'static str) -> Result<f32> {
 
 /// One number that the blocks of a kernel put together, beginning at 0.
 fn gather<R: Copy + Default>(t: &Tensor, kernel: &str, op: &'static str) -> Result<Vec<R>> {
-    let (gpu, x) = (Gpu::of(t)?, operand(t, op)?);
+    let gpu = Gpu::of(t)?;
     let found = zeros(&gpu, size_of::<R>(), op)?;
-    let args = [(&x).into(), found.ptr.into(), x.len.into(), vectors(&x)];
-    let grid = Grid::new(x.len.div_ceil(CHUNK), THREADS);
-    gpu.launch(op, &MODULE, kernel, Some(x.elem), grid, &args)?;
+    queue_gather(&gpu, t, kernel, found.ptr, op)?;
     gpu.download(found.ptr, 1, op)
+}
+
+/// Queues that; the number at `to` was 0.
+fn queue_gather(gpu: &Gpu, t: &Tensor, kernel: &str, to: u64, op: &'static str) -> Result<()> {
+    let x = operand(t, op)?;
+    let args = [(&x).into(), to.into(), x.len.into(), vectors(&x)];
+    let grid = Grid::new(x.len.div_ceil(CHUNK), THREADS);
+    gpu.launch(op, &MODULE, kernel, Some(x.elem), grid, &args)
+}
+
+/// Counts of non-zeros that stay on the GPU until they are read.
+#[derive(Default)]
+pub(crate) struct Counts {
+    gpu: Option<Arc<Gpu>>,
+    /// Room for [`Counts::EACH`] counts each.
+    rooms: Vec<Scratch>,
+    len: usize,
+}
+
+impl Counts {
+    const EACH: usize = 256;
+
+    pub(crate) fn count(&mut self, t: &Tensor, op: &'static str) -> Result<()> {
+        let gpu = Gpu::of(t)?;
+        if self.len == self.rooms.len() * Self::EACH {
+            self.rooms.push(zeros(&gpu, Self::EACH * size_of::<u64>(), op)?);
+        }
+        if let Some(room) = self.rooms.last() {
+            let at = (self.len % Self::EACH * size_of::<u64>()) as u64;
+            queue_gather(&gpu, t, "nonzeros", room.ptr + at, op)?;
+        }
+        self.len += 1;
+        self.gpu = Some(gpu);
+        Ok(())
+    }
+
+    pub(crate) fn read(self, op: &'static str) -> Result<Vec<u64>> {
+        let Some(gpu) = self.gpu else { return Ok(Vec::new()) };
+        let mut counts = Vec::with_capacity(self.rooms.len() * Self::EACH);
+        for room in &self.rooms {
+            counts.extend(gpu.download::<u64>(room.ptr, Self::EACH, op)?);
+        }
+        counts.truncate(self.len);
+        Ok(counts)
+    }
 }
 
 pub(crate) fn count_nonzero_rows(

@@ -88,6 +88,38 @@ pub struct LossOut {
     pub dh: Option<Tensor>,
 }
 
+/// A loss whose sums a GPU may still be computing.
+#[must_use = "the loss is on its way"]
+pub struct Queued {
+    pub(crate) sums: Sums,
+    /// As [`LossOut::count`].
+    pub count: usize,
+    /// As [`LossOut::dh`]; further work with it may be queued.
+    pub dh: Option<Tensor>,
+}
+
+/// Cross-entropy and divergence.
+pub(crate) enum Sums {
+    Known([f64; 2]),
+    #[cfg(feature = "cuda")]
+    Later(crate::cuda::later::Later<2>),
+}
+
+impl Queued {
+    /// Waits for the sums, not for what was queued after them.
+    ///
+    /// # Errors
+    /// What the work failed with.
+    pub fn wait(self) -> Result<LossOut> {
+        let [sum, kl_sum] = match self.sums {
+            Sums::Known(sums) => sums,
+            #[cfg(feature = "cuda")]
+            Sums::Later(sums) => sums.wait(OP)?,
+        };
+        Ok(LossOut { sum, count: self.count, kl_sum, dh: self.dh })
+    }
+}
+
 /// Cross-entropy of the hidden states `h` `[n, width]` with one target a row, and its gradients.
 ///
 /// # Errors
@@ -101,6 +133,21 @@ pub fn cross_entropy(
     teacher: Option<&Teacher<'_>>,
     backward: Option<&Backward<'_>>,
 ) -> Result<LossOut> {
+    queue_cross_entropy(h, head, targets, teacher, backward)?.wait()
+}
+
+/// As [`cross_entropy`], without waiting for the sums: a training step goes back through the model
+/// meanwhile.
+///
+/// # Errors
+/// As [`cross_entropy`].
+pub fn queue_cross_entropy(
+    h: &Tensor,
+    head: &Head<'_>,
+    targets: &[i64],
+    teacher: Option<&Teacher<'_>>,
+    backward: Option<&Backward<'_>>,
+) -> Result<Queued> {
     let active = active_rows(h, head, targets)?;
     check_head(h, head)?;
     if let Some(teacher) = teacher {
@@ -131,7 +178,7 @@ pub fn cross_entropy(
         })
     })???;
     let dh = dh.map(|dh| from_vec(dh, (n, student.width), h.device())).transpose()?;
-    Ok(LossOut { sum, count: active.len(), kl_sum, dh })
+    Ok(Queued { sums: Sums::Known([sum, kl_sum]), count: active.len(), dh })
 }
 
 /// The whole gradient of the weight, the rows of it to write, and how.

@@ -16,8 +16,40 @@ pub fn trials() -> Trials {
         ("adamw_moves_the_masters_of_bf16", moves_the_masters_of_bf16),
         ("adamw_moves_only_the_rows_asked_for", moves_only_the_rows_asked_for),
         ("adamw_takes_bf16_moments", takes_bf16_moments),
+        ("adamw_clips_to_the_norm", clips_to_the_norm),
+        ("adamw_leaves_all_as_it_is_without_a_norm", leaves_all_as_it_is_without_a_norm),
+        ("adamw_steps_more_tensors_than_a_block_has_threads", steps_many_tensors),
         ("adamw_refuses_what_does_not_fit", refuses_what_does_not_fit),
+        ("small_adamw", small),
     ]
+}
+
+/// Every combination of types.
+fn small() {
+    let tensors = |seed| {
+        let mut random = Random::new(seed);
+        [(3, 5), (16, 8)].map(|shape| random.tensor(shape)).to_vec()
+    };
+    let state = |t| State::new(t, None, DType::F32);
+    let expected: Vec<State> = tensors(0).into_iter().map(state).collect();
+    step(&expected, &tensors(1), 1, None);
+    for ((params, master), moments) in
+        [(DType::F32, false), (DType::BF16, false), (DType::BF16, true)]
+            .into_iter()
+            .flat_map(|params| TYPES.map(|(moments, _)| (params, moments)))
+    {
+        for (gradients, _) in TYPES {
+            let states: Vec<State> = tensors(0)
+                .iter()
+                .map(|t| {
+                    let master = master.then(|| on_gpu(t, DType::F32));
+                    State::new(on_gpu(t, params), master, moments)
+                })
+                .collect();
+            step(&states, &at(on_gpu, &tensors(1), gradients), 1, None);
+            assert_states(&states, &expected, 1e-2);
+        }
+    }
 }
 
 const HP: AdamW = AdamW { lr: 0.02, beta1: 0.9, beta2: 0.95, eps: 1e-6, weight_decay: 0.1 };
@@ -182,6 +214,88 @@ fn takes_bf16_moments() {
             assert_states(&states, &expected, 2e-2);
         }
     }
+}
+
+fn items<'a>(states: &'a [State], gradients: &'a [Tensor], rows: Rows<'a>) -> Vec<Item<'a>> {
+    let item = |(state, grad): (&'a State, &'a Tensor)| Item {
+        param: &state.param,
+        master: state.master.as_ref(),
+        grad,
+        m: &state.m,
+        v: &state.v,
+        weight_decay: 0.1,
+        rows,
+    };
+    states.iter().zip(gradients).map(item).collect()
+}
+
+/// What f32 copies of the tensors become.
+fn states_of(place: Place, tensors: &[Tensor]) -> Vec<State> {
+    let params = at(place, tensors, DType::F32).into_iter();
+    params.map(|t| State::new(t, None, DType::F32)).collect()
+}
+
+fn clips_to_the_norm() {
+    let rows: Rows<'_> = Some(&[0..1]);
+    for (limit, rows) in [(0.0, None), (1.0, None), (1e9, None), (0.5, rows)] {
+        let on_host: Place = |t, _| t.copy().unwrap();
+        let (host, gradients) = (states_of(on_host, &tensors(0)), tensors(1));
+        let expected = adamw::step_clipped(&items(&host, &gradients, rows), &HP, 1, limit).unwrap();
+        for place in PLACES {
+            for (dtype, _) in TYPES {
+                let gradients = at(place, &gradients, dtype);
+                let once = || {
+                    let there = states_of(place, &tensors(0));
+                    let all = items(&there, &gradients, rows);
+                    let norm = adamw::step_clipped(&all, &HP, 1, limit).unwrap();
+                    (there, norm)
+                };
+                let ((found, norm), (again, norm_again)) = (once(), once());
+                assert!((norm - expected).abs() <= 1e-12 * expected, "{norm} {expected}");
+                assert_eq!(norm.to_bits(), norm_again.to_bits());
+                assert_states(&found, &host, 1e-6);
+                for (one, other) in found.iter().zip(&again) {
+                    assert_same("parameter", &one.param, &other.param);
+                }
+                // The factor is that of the host.
+                let apart = states_of(place, &tensors(0));
+                let factor = adamw::clip_factor(norm, limit) as f32;
+                adamw::step_all(&items(&apart, &gradients, rows), &HP, 1, factor).unwrap();
+                for (one, other) in found.iter().zip(&apart) {
+                    assert_same("parameter", &one.param, &other.param);
+                    assert_same("m", &one.m, &other.m);
+                }
+            }
+        }
+    }
+}
+
+fn leaves_all_as_it_is_without_a_norm() {
+    for bad in [f32::NAN, f32::INFINITY] {
+        let states = states_of(on_gpu, &tensors(0));
+        let mut gradients = tensors(1);
+        gradients[3] = gradients[3].affine(0.0, f64::from(bad)).unwrap();
+        let gradients = at(on_gpu, &gradients, DType::BF16);
+        let norm = adamw::step_clipped(&items(&states, &gradients, None), &HP, 1, 1.0).unwrap();
+        assert!(!norm.is_finite());
+        for (state, before) in states.iter().zip(tensors(0)) {
+            assert_same("parameter", &state.param, &on_gpu(&before, DType::F32));
+            assert!(values(&state.m).into_iter().chain(values(&state.v)).all(|x| x == 0.0));
+        }
+    }
+}
+
+fn steps_many_tensors() {
+    let mut random = Random::new(11);
+    let sizes = (0..1100).map(|i| 1 + (i * 97) % 2500);
+    let hosts: Vec<Tensor> = sizes.map(|n| random.tensor(n)).collect();
+    let gradients: Vec<Tensor> = hosts.iter().map(|t| random.tensor(t.dims())).collect();
+    let (host, there) = (states_of(|t, _| t.copy().unwrap(), &hosts), states_of(on_gpu, &hosts));
+    let expected = adamw::step_clipped(&items(&host, &gradients, None), &HP, 1, 3.0).unwrap();
+    let gradients = at(on_gpu, &gradients, DType::F32);
+    let found = adamw::step_clipped(&items(&there, &gradients, None), &HP, 1, 3.0).unwrap();
+    assert!((found - expected).abs() <= 1e-12 * expected, "{found} {expected}");
+    assert_states(&there, &host, 1e-6);
 }
 
 fn refuses_what_does_not_fit() {

@@ -8,12 +8,22 @@ use crate::common::{Random, TYPES, Trials, assert_close, assert_same, nan, on_gp
 
 pub fn trials() -> Trials {
     vec![
-        ("loss_matches_the_cpu", matches_the_cpu),
-        ("loss_with_a_teacher", with_a_teacher),
+        ("loss_matches_the_cpu", || matches_the_cpu(&SIZES)),
+        ("loss_with_a_teacher", || with_a_teacher(90, 515)),
         ("loss_of_few_or_no_targets", few_or_no_targets),
         ("loss_scores_tokens", scores_tokens),
         ("loss_repeats", repeats),
+        ("loss_of_rows_of_any_length", rows_of_any_length),
+        ("loss_that_is_no_number_shows", no_number_shows),
+        ("small_loss", small),
     ]
+}
+
+/// Rows that fit into registers and such as do not.
+fn small() {
+    matches_the_cpu(&[(9, 24, 130), (3, 8, 9000), (3, 8, 50_257)]);
+    with_a_teacher(7, 130);
+    scores_tokens();
 }
 
 const SIZES: [(usize, usize, usize); 4] =
@@ -77,8 +87,8 @@ fn cpu_room(dims: &[usize]) -> Tensor {
     Tensor::full(f32::NAN, dims, &candle_core::Device::Cpu).unwrap()
 }
 
-fn matches_the_cpu() {
-    for (seed, (n, width, vocab)) in SIZES.into_iter().enumerate() {
+fn matches_the_cpu(sizes: &[(usize, usize, usize)]) {
+    for (seed, &(n, width, vocab)) in sizes.iter().enumerate() {
         let mut random = Random::new(seed as u64);
         let [h, w, b] = inputs(&mut random, n, width, vocab);
         let mut targets: Vec<i64> =
@@ -103,9 +113,8 @@ fn matches_the_cpu() {
     }
 }
 
-fn with_a_teacher() {
+fn with_a_teacher(n: usize, vocab: usize) {
     let mut random = Random::new(20);
-    let (n, vocab) = (90, 515);
     let [h, w, b] = inputs(&mut random, n, 32, vocab);
     let [th, tw, tb] = inputs(&mut random, n, 48, vocab);
     let targets: Vec<i64> = random.ids(n, vocab as u32).into_iter().map(i64::from).collect();
@@ -189,4 +198,58 @@ fn repeats() {
     assert_same("dw", &one.dw, &other.dw);
     assert_same("db", &one.db, &other.db);
     assert_same("dh", &one.out.dh.unwrap(), &other.out.dh.unwrap());
+}
+
+/// Rows in registers, in shared memory and in neither, in f32 and bf16, at the edges too.
+fn rows_of_any_length() {
+    let vocabs =
+        [1, 8, 4096, 8191, 32_000, 32_767, 32_768, 32_769, 57_344, 65_024, 113_000, 128_256];
+    for (seed, vocab) in vocabs.into_iter().enumerate() {
+        let mut random = Random::new(100 + seed as u64);
+        // More rows than the GPU has multiprocessors, with one ignored now and then.
+        let (n, width) = (300, 16);
+        let [h, w, _] = inputs(&mut random, n, width, vocab);
+        let mut targets: Vec<i64> =
+            random.ids(n, vocab as u32).into_iter().map(i64::from).collect();
+        targets[0] = vocab as i64 - 1;
+        for target in targets.iter_mut().skip(5).step_by(17) {
+            *target = IGNORE;
+        }
+        fn plain(weight: &Tensor) -> Head<'_> {
+            Head { weight, bias: None, softcap: None }
+        }
+        let expected = run((&h, &plain(&w)), &targets, None, cpu_room);
+        for (dtype, tolerance) in TYPES {
+            let (h, w) = (on_gpu(&h, dtype), on_gpu(&w, dtype));
+            let head = plain(&w);
+            let once = || run((&h, &head), &targets, None, |dims| nan(dims, dtype));
+            let (found, again) = (once(), once());
+            close(&found, &expected, false, tolerance);
+            assert_eq!(found.out.sum.to_bits(), again.out.sum.to_bits());
+            assert_same("dh", &found.out.dh.unwrap(), &again.out.dh.unwrap());
+            let quiet = loss::cross_entropy(&h, &head, &targets, None, None).unwrap();
+            assert_eq!(quiet.sum.to_bits(), found.out.sum.to_bits());
+        }
+    }
+}
+
+fn no_number_shows() {
+    let mut random = Random::new(200);
+    for vocab in [500, 40_000, 128_000] {
+        let [h, w, _] = inputs(&mut random, 20, 16, vocab);
+        let mut broken = relufy_ops::buffer::to_host(&h).unwrap();
+        broken[7 * 16 + 3] = f32::NAN;
+        let h = Tensor::from_vec(broken, (20, 16), &candle_core::Device::Cpu).unwrap();
+        let targets: Vec<i64> = random.ids(20, vocab as u32).into_iter().map(i64::from).collect();
+        for (dtype, _) in TYPES {
+            let (h, w) = (on_gpu(&h, dtype), on_gpu(&w, dtype));
+            let head = Head { weight: &w, bias: None, softcap: None };
+            let found = run((&h, &head), &targets, None, |dims| nan(dims, dtype));
+            assert!(found.out.sum.is_nan());
+            let dh = crate::common::values(&found.out.dh.unwrap());
+            for (row, cells) in dh.chunks(16).enumerate() {
+                assert_eq!(cells.iter().any(|x| x.is_nan()), row == 7);
+            }
+        }
+    }
 }
