@@ -15,6 +15,7 @@ mod progress;
 pub mod taskdata;
 pub mod tokenizer;
 
+pub use cache::default_dir as cache_dir;
 pub use corpus::{CorpusConfig, Document, Documents, SourceConfig, documents};
 pub use dataset::Dataset;
 pub use error::{Error, Result};

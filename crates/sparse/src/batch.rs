@@ -17,6 +17,7 @@ use crate::kernels::{Isa, add_rows, dot_rows};
 use crate::linear::share;
 use crate::matrix::{PAD, Rows, padded};
 use crate::shared::{KvRows, PerWorker, SharedVec};
+use crate::thresholds::drop_small;
 use crate::walk::turned;
 
 /// The most tokens of one pass.
@@ -53,6 +54,8 @@ pub(crate) struct BatchRoom {
 struct Own {
     tile: Vec<f32>,
     out: Vec<f32>,
+    /// The gate, where `up` is computed for all neurons before it is used.
+    gates: Vec<f32>,
     /// One block of neurons.
     products: Vec<f32>,
     heads: [Vec<f32>; 4],
@@ -71,6 +74,7 @@ impl BatchRoom {
         let ffn = plans().map(|plan| plan.ffn).max().unwrap_or(0);
         let dim = plans().map(|plan| plan.heads.head_dim).max().unwrap_or(0);
         let widest = padded(qkv.max(ffn).max(hidden));
+        let both = packed.layers.iter().any(|layer| layer.up.is_some());
         let workers = packed.pool.workers();
         BatchRoom {
             x: SharedVec::new(tokens * hidden),
@@ -82,6 +86,7 @@ impl BatchRoom {
             own: PerWorker::new(workers, || Own {
                 tile: vec![0.0; PAD * widest],
                 out: vec![0.0; tokens * widest],
+                gates: if both { vec![0.0; tokens * widest] } else { Vec::new() },
                 products: vec![0.0; tokens * PAD],
                 heads: std::array::from_fn(|_| vec![0.0; padded(dim)]),
                 scores: vec![0.0; packed.context],
@@ -132,7 +137,7 @@ impl Batch<'_> {
         }
         for (n, layer) in packed.layers.iter().enumerate() {
             let plan = &layer.plan;
-            self.enter(&layer.attention_norm, mine.clone());
+            self.enter(&layer.attention_norm, layer.thresholds.qkv, mine.clone());
             packed.pool.meet();
             let width = layer.qkv.outputs;
             // SAFETY: as above.
@@ -151,11 +156,12 @@ impl Batch<'_> {
             // SAFETY: as above; each worker applies the site's operation to its own copy.
             let attended = unsafe { &room.attended.read()[..count * plan.q_width] };
             let applied;
-            let input = match plan.o_in {
-                Pointwise::Identity => attended,
-                op => {
+            let input = match (plan.o_in, layer.thresholds.o) {
+                (Pointwise::Identity, 0.0) => attended,
+                (op, threshold) => {
                     let mut copy = attended.to_vec();
                     apply_to_slice(&mut copy, op);
+                    drop_small(&mut copy, threshold);
                     applied = copy;
                     &applied
                 }
@@ -167,7 +173,7 @@ impl Batch<'_> {
             packed.pool.meet();
             let parallel = plan.joins != Joins::Sequential;
             if parallel && let Some(norm) = &layer.mlp_norm {
-                self.enter(norm, mine.clone());
+                self.enter(norm, layer.thresholds.up, mine.clone());
             }
             for t in mine.clone() {
                 // SAFETY: as above.
@@ -175,7 +181,7 @@ impl Batch<'_> {
                 x.iter_mut().zip(mid).for_each(|(x, mid)| *x += mid);
             }
             if !parallel && let Some(norm) = &layer.mlp_norm {
-                self.enter(norm, mine.clone());
+                self.enter(norm, layer.thresholds.up, mine.clone());
             }
             packed.pool.meet();
             let part = worker * count * hidden..(worker + 1) * count * hidden;
@@ -196,13 +202,14 @@ impl Batch<'_> {
     }
 
     /// Norm and site of some tokens' residual streams.
-    fn enter(&self, norm: &RowNorm, tokens: Range<usize>) {
+    fn enter(&self, norm: &RowNorm, threshold: f32, tokens: Range<usize>) {
         let hidden = self.packed.spec.hidden;
         for t in tokens {
             let row = t * hidden..(t + 1) * hidden;
             // SAFETY: these tokens are this worker's, and no one reads `h` in this step.
             let (x, h) = unsafe { (self.room.x.write(row.clone()), self.room.h.write(row)) };
             norm.apply(x, h);
+            drop_small(h, threshold);
         }
     }
 
@@ -342,22 +349,34 @@ impl Own {
         self.project(packed.isa, &layer.first, h, count, mine.clone());
         self.counts.up += layer.first.dense_work(h, mine.len(), count);
         let width = mine.len();
-        apply_to_slice(&mut self.out[..count * width], plan.activation);
-        let both = [layer.neurons.part(0), layer.neurons.part(usize::from(plan.gated))];
+        let gates = &mut self.out[..count * width];
+        apply_to_slice(gates, plan.activation);
+        drop_small(gates, layer.thresholds.gate);
         if plan.gated {
-            let gates = self.out[..count * width].chunks_exact(width);
-            let needed =
-                gates.zip(h.chunks_exact(hidden)).map(|(gate, h)| nonzeros(gate) * nonzeros(h));
-            let (needed, rows) = (needed.sum(), width as u64);
-            let bytes = rows * both[0].row_bytes(hidden);
-            self.counts.up += Work { needed, done: rows * (hidden * count) as u64, bytes };
+            let tokens = gates.chunks_exact(width).zip(h.chunks_exact(hidden));
+            let needed = tokens.map(|(gate, h)| nonzeros(gate) * nonzeros(h)).sum();
+            self.counts.up += match &layer.up {
+                Some(up) => Work { needed, ..up.dense_work(h, width, count) },
+                None => {
+                    let rows = width as u64;
+                    let bytes = rows * layer.neurons.part(0).row_bytes(hidden);
+                    Work { needed, done: rows * (hidden * count) as u64, bytes }
+                }
+            };
         }
+        if let Some(up) = &layer.up {
+            std::mem::swap(&mut self.out, &mut self.gates);
+            self.project(packed.isa, up, h, count, mine.clone());
+            let products = self.out[..count * width].iter_mut();
+            products.zip(&self.gates).for_each(|(up, gate)| *up *= gate);
+        }
+        let (up, down) = (layer.up_rows(), layer.down_rows());
         let mut active = 0;
         for start in (0..width).step_by(PAD) {
             let block = start..width.min(start + PAD);
             let rows = mine.start + block.start..mine.start + block.end;
-            let done = self.block(packed.isa, &both, layer, (h, count), (block, width), rows, sum);
-            match done {
+            let both = (up.as_ref(), &down);
+            match self.block(packed.isa, both, layer, (h, count), (block, width), rows, sum) {
                 Ok(nonzero) => active += nonzero,
                 Err(error) => self.note(Err(error)),
             }
@@ -365,16 +384,17 @@ impl Own {
         self.counts.down += Work {
             needed: active * hidden as u64,
             done: (width * count * hidden) as u64,
-            bytes: width as u64 * both[1].row_bytes(hidden),
+            bytes: width as u64 * down.row_bytes(hidden),
         };
     }
 
-    /// A block of neurons: `up` where there is a gate, and `down`. How many products are not zero.
+    /// A block of neurons: `up` where it is stored by neuron, and `down`. How many products are not
+    /// zero.
     #[allow(clippy::too_many_arguments, reason = "one call says all about a block")]
     fn block(
         &mut self,
         isa: Isa,
-        [up, down]: &[Rows<'_>; 2],
+        (up, down): (Option<&Rows<'_>>, &Rows<'_>),
         layer: &PackedLayer,
         (h, count): (&[f32], usize),
         (block, width): (Range<usize>, usize),
@@ -383,7 +403,7 @@ impl Own {
     ) -> Result<u64> {
         let (plan, hidden, size) = (&layer.plan, h.len() / count, block.len());
         let products = &mut self.products[..count * size];
-        if plan.gated {
+        if let Some(up) = up {
             let stride = decode(isa, up, rows.clone(), 0..hidden, &mut self.tile);
             let b = MatRef::with_stride(&self.tile, size, hidden, stride)?.t();
             let c = MatMut::new(products, count, size, Accum::Overwrite)?;

@@ -9,28 +9,41 @@
 //! `up` and `down` whose gate is zero; in a plain one those of `down` whose activation is. A site
 //! without an operation is dense. Dense models run on the same code with full lists. A row of `up`
 //! that is needed is multiplied with all inputs, also with zeros: [`Work`] counts both, what was
-//! needed and what was done. A prompt goes in densely, many tokens at a time.
+//! needed and what was done. Where densities were measured ([`Calibrated`]) and a layer's inputs are
+//! clearly sparser than its gate, `up` is stored by input as well. A prompt goes in densely, many
+//! tokens at a time.
+//!
+//! Models that are not exactly sparse may be given [`Thresholds`], below which a number counts as zero:
+//! an approximation ([`Engine::is_exact`]). A [`PackedCache`] keeps packed weights in a file, so that
+//! an engine starts without packing.
 //!
 //! Sums of f32 products, in a fixed order for a given number of threads.
 
 mod batch;
 pub mod bench;
+mod cache;
 mod counts;
 mod engine;
 mod error;
 mod force;
 mod format;
 mod kernels;
+mod layout;
 mod linear;
 mod matrix;
+mod packed;
 mod pool;
 mod session;
 mod shared;
 mod source;
+mod thresholds;
 mod walk;
+mod weights;
 
+pub use cache::{Opened, PackedCache};
 pub use counts::{Counts, Work};
-pub use engine::{Engine, Options};
+pub use engine::{Calibrated, Engine, Options};
 pub use error::{Error, Result};
 pub use format::Format;
 pub use session::Session;
+pub use thresholds::{SiteThresholds, Thresholds};

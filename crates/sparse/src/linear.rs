@@ -2,13 +2,11 @@
 
 use std::ops::Range;
 
-use relufy_ops::pointwise::Pointwise;
-
-use crate::Result;
 use crate::counts::Work;
 use crate::kernels::{Isa, add_rows, dot_rows, fold_scales};
 use crate::matrix::{Matrix, PAD, padded};
-use crate::{Format, source::Source};
+use crate::weights::{Part, Weights};
+use crate::{Format, Result};
 
 /// A vector that enters matrices: dense and padded, and the list of what is not zero in it.
 #[derive(Default)]
@@ -75,24 +73,15 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// Packs `[outputs, inputs]` weights for inputs that went through `op`.
+    /// Takes some rows of a parameter, its outputs.
     pub fn pack(
+        weights: &Weights<'_>,
         format: Format,
-        source: &Source<'_>,
-        (outputs, inputs): (usize, usize),
+        part: Part,
         bias: Vec<f32>,
-        op: Pointwise,
     ) -> Result<Linear> {
-        let by_input = op != Pointwise::Identity;
-        let matrix = match by_input {
-            true => Matrix::pack(format, (inputs, outputs, 1), |_, rows, out| {
-                source.columns(rows, inputs, out);
-            }),
-            false => Matrix::pack(format, (outputs, inputs, 1), |_, rows, out| {
-                source.rows(rows, inputs, out);
-            }),
-        }?;
-        Ok(Linear { matrix, by_input, inputs, outputs, bias })
+        let (by_input, inputs, outputs) = (part.by_input, part.inputs, part.rows.len());
+        Ok(Linear { matrix: weights.pack(format, &[part])?, by_input, inputs, outputs, bias })
     }
 
     /// The outputs `share` (from [`share`]) into `y`, which is padded.
@@ -154,11 +143,6 @@ impl Linear {
     /// Empty where there is none.
     pub fn bias(&self) -> &[f32] {
         &self.bias
-    }
-
-    /// Bytes in memory.
-    pub fn bytes(&self) -> usize {
-        self.matrix.bytes() + 4 * self.bias.len()
     }
 
     /// The weights; a head's rows are outputs, and where it is tied the embedding's.

@@ -4,10 +4,11 @@
 //! (input-major), an output's weights from all inputs where outputs are (output-major). A row may
 //! have two parts side by side: a neuron's row of `up` and its row of `down`.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
 
 use half::{bf16, f16};
-use memmap2::MmapMut;
+use memmap2::{Mmap, MmapMut};
 use rayon::prelude::*;
 
 use crate::{Error, Format, Result};
@@ -24,17 +25,44 @@ pub(crate) fn padded(n: usize) -> usize {
     n.next_multiple_of(PAD)
 }
 
+/// Bytes of the weights of a matrix of such a shape, with padding.
+pub(crate) fn data_bytes(format: Format, (rows, cols, parts): (usize, usize, usize)) -> usize {
+    rows * padded(cols) * parts * format.bytes()
+}
+
 /// A packed matrix.
 pub(crate) struct Matrix {
-    format: Format,
+    /// Which weights it holds, and which way round: what it is called in files.
+    pub name: String,
+    pub format: Format,
     rows: usize,
     /// Elements of one part of a row, without padding.
     cols: usize,
     /// How many parts a row has.
     parts: usize,
-    data: MmapMut,
+    data: Memory,
     /// For each part, of [`Format::Int8`] only: the value of one unit, row by row.
     scales: Vec<Vec<f32>>,
+}
+
+/// Where a matrix lies.
+pub(crate) enum Memory {
+    /// In memory of its own.
+    Own(MmapMut),
+    /// In a file that several processes may read.
+    File(Arc<Mmap>, Range<usize>),
+}
+
+impl Deref for Memory {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Memory::Own(map) => map,
+            // The range was found to lie inside.
+            Memory::File(map, range) => map.get(range.clone()).unwrap_or(&[]),
+        }
+    }
 }
 
 /// One part of all rows of a matrix, as the kernels read it.
@@ -55,6 +83,7 @@ impl Matrix {
     /// Packs `rows` rows of `parts` parts with `cols` elements each. `fill(part, rows, buffer)`
     /// gives the values of some rows of a part, one after the other.
     pub fn pack(
+        name: String,
         format: Format,
         (rows, cols, parts): (usize, usize, usize),
         fill: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
@@ -88,7 +117,33 @@ impl Matrix {
                 blocks.enumerate().for_each(|(block, out)| pack(block, out, &mut []));
             }
         }
-        Ok(Matrix { format, rows, cols, parts, data, scales })
+        Ok(Matrix { name, format, rows, cols, parts, data: Memory::Own(data), scales })
+    }
+
+    /// A matrix that was packed before, of which `data` and `scales` have the right lengths.
+    pub fn packed(
+        name: String,
+        format: Format,
+        (rows, cols, parts): (usize, usize, usize),
+        data: Memory,
+        scales: Vec<Vec<f32>>,
+    ) -> Matrix {
+        Matrix { name, format, rows, cols, parts, data, scales }
+    }
+
+    /// Rows, elements of one part of a row, and parts.
+    pub fn shape(&self) -> (usize, usize, usize) {
+        (self.rows, self.cols, self.parts)
+    }
+
+    /// Its weights as they are stored.
+    pub fn data(&self) -> &[u8] {
+        &self.data[..data_bytes(self.format, self.shape())]
+    }
+
+    /// Its scales, for each part those of its rows.
+    pub fn scales(&self) -> &[Vec<f32>] {
+        &self.scales
     }
 
     /// One part of all rows.
@@ -113,8 +168,7 @@ impl Matrix {
 
     /// Bytes of its weights and scales in memory.
     pub fn bytes(&self) -> usize {
-        self.rows * padded(self.cols) * self.parts * self.format.bytes()
-            + 4 * self.scales.iter().map(Vec::len).sum::<usize>()
+        data_bytes(self.format, self.shape()) + 4 * self.scales.iter().map(Vec::len).sum::<usize>()
     }
 }
 
@@ -205,12 +259,13 @@ mod tests {
             [(Format::F32, 0.0), (Format::F16, 4.9e-4), (Format::Bf16, 4e-3), (Format::Int8, 4e-3)]
         {
             for (rows, cols, parts) in [(1, 1, 1), (70, 65, 2), (33, 64, 1), (5, 200, 2)] {
-                let matrix = Matrix::pack(format, (rows, cols, parts), |part, rows, out| {
-                    for (i, row) in rows.enumerate() {
-                        (0..cols).for_each(|col| out[i * cols + col] = value(part, row, col));
-                    }
-                })
-                .unwrap();
+                let matrix =
+                    Matrix::pack(String::new(), format, (rows, cols, parts), |part, rows, out| {
+                        for (i, row) in rows.enumerate() {
+                            (0..cols).for_each(|col| out[i * cols + col] = value(part, row, col));
+                        }
+                    })
+                    .unwrap();
                 let mut out = vec![0.0; cols];
                 for part in 0..parts {
                     for row in 0..rows {
@@ -227,7 +282,8 @@ mod tests {
 
     #[test]
     fn a_row_of_zeros_stays_one() {
-        let matrix = Matrix::pack(Format::Int8, (1, 8, 1), |_, _, out| out.fill(0.0)).unwrap();
+        let zeros = |_, _: Range<usize>, out: &mut [f32]| out.fill(0.0);
+        let matrix = Matrix::pack(String::new(), Format::Int8, (1, 8, 1), zeros).unwrap();
         let mut out = [1.0; 8];
         matrix.all().decode(0, &mut out);
         assert_eq!(out, [0.0; 8]);

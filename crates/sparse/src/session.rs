@@ -46,6 +46,8 @@ pub(crate) struct Own {
     pub o_input: Input,
     /// The gate of this worker's neurons.
     pub gate: Vec<f32>,
+    /// Their `up`, where that is computed for all of them.
+    pub up: Vec<f32>,
     pub neurons: Vec<u32>,
     pub active: Vec<f32>,
     pub products: Vec<f32>,
@@ -201,6 +203,8 @@ impl Room {
         let qkv = most(|plan| plan.q_width + 2 * plan.kv_width);
         let (q_width, ffn) = (most(|plan| plan.q_width), most(|plan| plan.ffn));
         let head_dim = padded(most(|plan| plan.heads.head_dim));
+        let up = packed.layers.iter().filter_map(|layer| layer.up.as_ref());
+        let up = up.map(|up| up.outputs).max().unwrap_or(0);
         let workers = packed.pool.workers();
         let empty = |width| Vec::with_capacity(width);
         Room {
@@ -214,6 +218,7 @@ impl Room {
                 input: Input::new(hidden),
                 o_input: Input::new(q_width),
                 gate: vec![0.0; padded(ffn)],
+                up: vec![0.0; padded(up)],
                 neurons: Vec::with_capacity(padded(ffn)),
                 active: empty(padded(ffn)),
                 products: empty(padded(ffn)),

@@ -28,6 +28,7 @@ use crate::linear::{Input, compact, share};
 use crate::matrix::padded;
 use crate::session::{Own, Room};
 use crate::shared::KvRows;
+use crate::thresholds::drop_small;
 
 /// One token on its way.
 pub(crate) struct Walk<'a> {
@@ -56,7 +57,8 @@ impl Walk<'_> {
         packed.embed(self.token, self.position, &mut own.x, &mut own.input.x[..hidden]);
         for (n, layer) in packed.layers.iter().enumerate() {
             let masks = self.forced.and_then(|forced| forced.layer(n));
-            enter(&layer.attention_norm, own, masks.map(|masks| &masks.qkv[..]));
+            let thresholds = &layer.thresholds;
+            enter(&layer.attention_norm, thresholds.qkv, own, masks.map(|masks| &masks.qkv[..]));
             let columns = share(layer.qkv.outputs, worker, workers);
             // SAFETY: these columns are this worker's; the others read them after the barrier, and
             // have read what was there before an earlier one.
@@ -78,7 +80,7 @@ impl Walk<'_> {
                 add(&mut own.x, unsafe { room.mid.read() });
             }
             if let Some(norm) = &layer.mlp_norm {
-                enter(norm, own, masks.map(|masks| &masks.up[..]));
+                enter(norm, thresholds.up, own, masks.map(|masks| &masks.up[..]));
             }
             let part = worker * padded(hidden)..(worker + 1) * padded(hidden);
             // SAFETY: this part is this worker's; the others have read it before an earlier barrier.
@@ -95,7 +97,7 @@ impl Walk<'_> {
             }
         }
         if self.logits {
-            enter(&packed.final_norm, own, None);
+            enter(&packed.final_norm, 0.0, own, None);
             let columns = share(packed.head.outputs, worker, workers);
             // SAFETY: these columns are this worker's; they are read after all have finished.
             let out = unsafe { room.logits.write(columns.start..padded_end(&columns)) };
@@ -168,6 +170,7 @@ impl Walk<'_> {
         if layer.plan.o_in != Pointwise::Identity {
             apply_to_slice(&mut input.x[..width], layer.plan.o_in);
         }
+        drop_small(&mut input.x[..width], layer.thresholds.o);
         input.list_nonzeros(width);
         let columns = share(layer.o.outputs, worker, packed.pool.workers());
         // SAFETY: these columns are this worker's; the others read them after a barrier.
@@ -199,40 +202,53 @@ impl Walk<'_> {
             layer.first.forward(isa, &mut own.input, identity, mine.clone(), &mut own.gate);
         let gate = &mut own.gate[..mine.len()];
         apply_to_slice(gate, plan.activation);
+        drop_small(gate, layer.thresholds.gate);
         if let Some(mask) = mask {
             force(gate, &mask[mine.clone()]);
         }
         let (list, values) = (&mut own.down_list, &mut own.down_values);
+        let down = layer.down_rows();
         if plan.gated {
             compact(gate, mine.start, &mut own.neurons, &mut own.active);
             let neurons = &own.neurons[..];
             let count = neurons.len();
             own.products.resize(count, 0.0);
             let products = &mut own.products[..];
-            let (up, down) = (layer.neurons.part(0), layer.neurons.part(1));
-            own.counts.up += Work {
-                needed: (own.input.list.len() * count) as u64,
-                done: (hidden * count) as u64,
-                bytes: up.row_bytes(hidden) * count as u64,
-            };
-            if plan.down_in == Pointwise::Identity {
-                let (x, active) = (&own.input.x[..], &own.active[..]);
-                let both = (&up, &down);
-                bundles(isa, both, neurons, active, &layer.up_bias, x, products, sum);
-                let nonzero = products.iter().filter(|product| **product != 0.0).count();
-                own.counts.down += Work {
-                    needed: (hidden * nonzero) as u64,
+            let needed = (own.input.list.len() * count) as u64;
+            if let Some(up) = &layer.up {
+                let work = up.forward(isa, &mut own.input, identity, mine.clone(), &mut own.up);
+                own.counts.up += Work { needed, ..work };
+                for ((product, neuron), gate) in products.iter_mut().zip(neurons).zip(&own.active) {
+                    *product = gate * own.up[*neuron as usize - mine.start];
+                }
+            } else {
+                let up = layer.neurons.part(0);
+                own.counts.up += Work {
+                    needed,
                     done: (hidden * count) as u64,
-                    bytes: down.row_bytes(hidden) * count as u64,
+                    bytes: up.row_bytes(hidden) * count as u64,
                 };
-                return;
+                if plan.down_in == Pointwise::Identity {
+                    let (x, active) = (&own.input.x[..], &own.active[..]);
+                    let both = (&up, &down);
+                    bundles(isa, both, neurons, active, &layer.up_bias, x, products, sum);
+                    let nonzero = products.iter().filter(|product| **product != 0.0).count();
+                    own.counts.down += Work {
+                        needed: (hidden * nonzero) as u64,
+                        done: (hidden * count) as u64,
+                        bytes: down.row_bytes(hidden) * count as u64,
+                    };
+                    return;
+                }
+                dot_rows(isa, &up, neurons, &own.input.x, products);
+                for ((product, neuron), gate) in products.iter_mut().zip(neurons).zip(&own.active) {
+                    let bias = layer.up_bias.get(*neuron as usize).copied().unwrap_or(0.0);
+                    *product = gate * (*product + bias);
+                }
             }
-            dot_rows(isa, &up, neurons, &own.input.x, products);
-            for ((product, neuron), gate) in products.iter_mut().zip(neurons).zip(&own.active) {
-                let bias = layer.up_bias.get(*neuron as usize).copied().unwrap_or(0.0);
-                *product = gate * (*product + bias);
+            if plan.down_in != Pointwise::Identity {
+                apply_to_slice(products, plan.down_in);
             }
-            apply_to_slice(products, plan.down_in);
             list.clear();
             values.clear();
             for (product, neuron) in products.iter().zip(neurons).filter(|(p, _)| **p != 0.0) {
@@ -245,7 +261,6 @@ impl Walk<'_> {
             }
             compact(gate, mine.start, list, values);
         }
-        let down = layer.neurons.part(usize::from(plan.gated));
         let factors = fold_scales(&down, list, values, &mut own.scaled);
         add_rows(isa, &down, list, factors, 0..hidden, sum);
         let macs = (hidden * list.len()) as u64;
@@ -273,10 +288,11 @@ pub(crate) fn turned(
 }
 
 /// Norm and site of the residual stream, and the list of what is not zero.
-fn enter(norm: &RowNorm, own: &mut Own, mask: Option<&[f32]>) {
+fn enter(norm: &RowNorm, threshold: f32, own: &mut Own, mask: Option<&[f32]>) {
     let hidden = own.x.len();
     let Input { x, .. } = &mut own.input;
     norm.apply(&own.x, &mut x[..hidden]);
+    drop_small(&mut x[..hidden], threshold);
     if let Some(mask) = mask {
         force(&mut x[..hidden], mask);
     }

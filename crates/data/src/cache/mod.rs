@@ -207,11 +207,11 @@ impl TokenCache {
     }
 }
 
-/// Where caches are kept unless a config says so.
+/// Where caches are kept unless a config says so: `$XDG_CACHE_HOME/relufy`, else `~/.cache/relufy`.
 ///
 /// # Errors
 /// Where no variable names a cache and there is no home folder.
-pub(crate) fn default_dir() -> Result<PathBuf> {
+pub fn default_dir() -> Result<PathBuf> {
     std::env::var_os("XDG_CACHE_HOME")
         .filter(|dir| !dir.is_empty())
         .map(PathBuf::from)

@@ -1,6 +1,7 @@
 //! A model as a Hugging Face folder: opened and checked without converting anything.
 
 mod companions;
+mod content;
 mod load;
 mod save;
 mod source;
@@ -15,6 +16,7 @@ use relufy_spec::family::{self, ModelConfig};
 use relufy_spec::{ReluPlan, WeightRow};
 
 pub use companions::{TOKENIZER_FILES, copy_companions, write_config};
+pub use content::hash_file;
 pub use save::{checkpoint_tensor, save_weights};
 pub use source::StoredDtype;
 pub use staged::{STAGED_PREFIX, StagedDir, write_atomic};

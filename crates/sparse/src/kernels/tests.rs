@@ -8,7 +8,7 @@ fn value(part: usize, row: usize, col: usize) -> f32 {
 }
 
 fn matrix(format: Format, rows: usize, cols: usize, parts: usize) -> Matrix {
-    Matrix::pack(format, (rows, cols, parts), |part, rows, out| {
+    Matrix::pack(String::new(), format, (rows, cols, parts), |part, rows, out| {
         for (i, row) in rows.enumerate() {
             (0..cols).for_each(|col| out[i * cols + col] = value(part, row, col));
         }
