@@ -29,13 +29,15 @@ fn every_command_has_help_with_an_example() {
         assert!(names.contains(&known), "{known} is not in {names:?}");
     }
     for name in names {
-        let args: &[&str] = if name == "bench" { &["bench", "train"] } else { &[name] };
-        let help = lab.succeed(&[args, &["--help"]].concat());
-        assert!(help.contains(&format!("Usage: relufy {}", args.join(" "))), "{name}: {help}");
-        assert!(
-            help.contains("Example") && help.contains(&format!("relufy {name}")),
-            "{name}: {help}"
-        );
+        let verbs: &[&str] = if name == "bench" { &["train", "prefill", "decode"] } else { &[""] };
+        for verb in verbs {
+            let args: Vec<&str> = [name, verb].into_iter().filter(|arg| !arg.is_empty()).collect();
+            let command = format!("relufy {}", args.join(" "));
+            let help = lab.succeed(&[&args[..], &["--help"]].concat());
+            assert!(help.contains(&format!("Usage: {command}")), "{command}: {help}");
+            let (_, examples) = help.split_once("Example").unwrap();
+            assert!(examples.contains(&command), "{command}: {help}");
+        }
     }
     assert!(lab.succeed(&["--version"]).starts_with("relufy "));
 }

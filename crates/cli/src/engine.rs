@@ -125,7 +125,7 @@ impl EngineArgs {
 }
 
 /// Whether a model's activations are zero anywhere by construction.
-fn has_zeros(spec: &DecoderSpec) -> bool {
+pub fn has_zeros(spec: &DecoderSpec) -> bool {
     spec.layers.iter().any(|layer| {
         let sites = layer.sites;
         Activation::is_sparse(layer.mlp.activation)

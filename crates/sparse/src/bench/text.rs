@@ -23,6 +23,11 @@ impl Text {
         &self.documents
     }
 
+    /// How many tokens of each go in at once.
+    pub fn before(&self) -> usize {
+        self.before
+    }
+
     /// How many tokens can be decoded before the text begins anew.
     pub fn steps(&self) -> usize {
         self.documents.iter().map(|document| document.len() - self.before - 1).sum()

@@ -1,84 +1,14 @@
-//! `relufy bench`: how fast it is here.
-
-use std::process::ExitCode;
+//! `relufy bench train`: training steps.
 
 use clap::builder::PossibleValuesParser;
 use relufy_model::Precision;
 use relufy_spec::Stage;
 use relufy_spec::memory::Recompute;
-use relufy_trainer::bench::{Measured, Options, Shape, prefill, train_steps};
+use relufy_trainer::bench::{Measured, Options, Shape, train_steps};
 use relufy_trainer::config::RecomputeChoice;
 
 use crate::compute::Compute;
 use crate::{human, out};
-
-/// Measure speed on this machine.
-#[derive(Debug, clap::Args)]
-pub struct Bench {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum What {
-    Train(Train),
-    Prefill(Prefill),
-}
-
-/// Time forward passes on random weights and tokens, in turn with their matrix products alone.
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
-  relufy bench prefill --shape small
-  relufy bench prefill --shape 1b --device cuda
-The shapes are those of `relufy bench train --help`.")]
-struct Prefill {
-    /// The model.
-    #[arg(long, default_value = Shape::SMALL.name,
-        value_parser = PossibleValuesParser::new(Shape::ALL.map(|shape| shape.name)))]
-    shape: String,
-    #[command(flatten)]
-    compute: Compute,
-    /// Surgery on the model: 0 (none), 1 or 2.
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
-    stage: u8,
-    /// Passes to time, after one that is not.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
-    passes: u32,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-impl Prefill {
-    fn run(&self) -> anyhow::Result<()> {
-        let shape = Shape::named(&self.shape).unwrap_or(Shape::SMALL);
-        let stage = Stage::try_from(self.stage).map_err(anyhow::Error::msg)?;
-        let (device, dtype) = (&self.compute.device, self.compute.dtype);
-        let found = prefill(&shape, device, dtype, stage, self.passes as usize)?;
-        if self.json {
-            return Ok(out::line(serde_json::to_value(&found)?)?);
-        }
-        let pass = 1e3 * shape.tokens() as f64 / found.tokens_per_second;
-        for (name, value) in [
-            ("shape", format!("{} ({} x {} tokens)", found.shape, found.batch, found.seq_len)),
-            ("device", format!("{} ({})", found.device, found.dtype)),
-            ("tokens/s", format!("{:.0}", found.tokens_per_second)),
-            ("pass", format!("{pass:.2} ms (median of {})", found.pass_ms.len())),
-            (
-                "products alone",
-                format!(
-                    "{:.2} ms, {:.1} TFLOP/s: {} of the pass",
-                    pass * found.share,
-                    found.products_tflops,
-                    human::percent(found.share)
-                ),
-            ),
-        ] {
-            out::line(format!("{name:<18}{value}"))?;
-        }
-        Ok(())
-    }
-}
 
 /// Time training steps on random weights and tokens: forward, backward, clipping, AdamW.
 #[derive(Debug, clap::Args)]
@@ -101,7 +31,7 @@ Shapes: hidden, layers, heads, ffn, vocabulary, sequences x tokens
 Model TFLOP/s count 6 for each token and element of a matrix, and causal attention; what is
 computed again counts for nothing. MFU is their share of the data sheet's dense bf16 rate, where
 the GPU is known, or of --peak-tflops.")]
-struct Train {
+pub struct Train {
     /// What is trained.
     #[arg(long, default_value = Shape::SMALL.name,
         value_parser = PossibleValuesParser::new(Shape::ALL.map(|shape| shape.name)))]
@@ -166,26 +96,17 @@ fn rate(text: &str) -> Result<f64, String> {
     rate.ok_or_else(|| "expected a number above 0".to_owned())
 }
 
-impl Bench {
-    pub fn run(self) -> anyhow::Result<ExitCode> {
-        let args = match self.what {
-            What::Prefill(args) => {
-                args.run()?;
-                return Ok(ExitCode::SUCCESS);
-            }
-            What::Train(args) => args,
-        };
-        let measured = train_steps(&args.options()?)?;
-        if args.json {
+impl Train {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let measured = train_steps(&self.options()?)?;
+        if self.json {
             out::line(serde_json::to_value(&measured)?)?;
         } else {
             text(&measured).into_iter().try_for_each(out::line)?;
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(())
     }
-}
 
-impl Train {
     fn options(&self) -> anyhow::Result<Options> {
         let shape = Shape::named(&self.shape).unwrap_or(Shape::SMALL);
         let on_cpu = self.compute.device == "cpu";

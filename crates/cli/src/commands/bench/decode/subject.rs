@@ -1,0 +1,92 @@
+//! What is decoded: random weights of a shape, or a model.
+
+use anyhow::anyhow;
+use candle_core::DType;
+use relufy_data::Tokenizer;
+use relufy_model::{Checkpoint, Decoder};
+use relufy_sparse::bench::nothing_skipped;
+use relufy_sparse::{Engine, Options};
+use relufy_spec::{DecoderSpec, ReluPlan, Stage};
+use relufy_trainer::bench::Shape;
+
+use crate::engine::has_zeros;
+use crate::progress::Bars;
+
+/// What is decoded.
+pub enum Subject {
+    /// A shape without weights.
+    Shape { name: String, stage: u8, spec: DecoderSpec },
+    /// A model with all that belongs to it.
+    Model { name: String, stage: u8, checkpoint: Checkpoint, decoder: Decoder },
+}
+
+impl Subject {
+    /// A shape by its name, `m` among them.
+    pub fn shape(name: &str, stage: u8, device: &str) -> anyhow::Result<Subject> {
+        // A device that is not there is said first.
+        relufy_ops::device::open(device)?;
+        let known = if name == "m" { "1b" } else { name };
+        let shape = Shape::named(known).ok_or_else(|| anyhow!("no shape is named {name}"))?;
+        // As the paper's models come: Llama has SiLU, OPT ReLU and Falcon GELU.
+        let activation = match shape.activation() {
+            "relu" if shape.family == relufy_trainer::bench::Family::Llama => "silu",
+            own => own,
+        };
+        let plan = ReluPlan::stage(Stage::try_from(stage).map_err(anyhow::Error::msg)?);
+        let spec = plan.apply(&shape.spec(activation)?)?;
+        Ok(Subject::Shape { name: name.to_owned(), stage, spec })
+    }
+
+    /// A checkpoint by its folder or hub id; in f32, whatever the device.
+    pub fn model(name: &str, stage: u8, device: &str) -> anyhow::Result<Subject> {
+        let device = relufy_ops::device::open(device)?;
+        let checkpoint = Checkpoint::resolve(name, &Bars::default())?;
+        let plan = ReluPlan::stage(Stage::try_from(stage).map_err(anyhow::Error::msg)?);
+        let decoder = checkpoint.load_as(&device, &plan, DType::F32)?;
+        Ok(Subject::Model { name: name.to_owned(), stage, checkpoint, decoder })
+    }
+
+    pub fn name(&self) -> &str {
+        match self {
+            Subject::Shape { name, .. } | Subject::Model { name, .. } => name,
+        }
+    }
+
+    /// The surgery in memory.
+    pub fn stage(&self) -> u8 {
+        match self {
+            Subject::Shape { stage, .. } | Subject::Model { stage, .. } => *stage,
+        }
+    }
+
+    pub fn spec(&self) -> &DecoderSpec {
+        match self {
+            Subject::Shape { spec, .. } => spec,
+            Subject::Model { decoder, .. } => decoder.spec(),
+        }
+    }
+
+    /// The decoder and tokenizer of a model.
+    pub fn real(&self) -> anyhow::Result<(&Checkpoint, &Decoder, Tokenizer)> {
+        match self {
+            Subject::Shape { name, .. } => Err(anyhow!("{name} is a shape, and reads no text")),
+            Subject::Model { checkpoint, decoder, .. } => {
+                Ok((checkpoint, decoder, checkpoint.tokenizer()?))
+            }
+        }
+    }
+
+    /// The CPU engine that skips, or the one of the same weights that reads everything.
+    pub fn engine(&self, skip: bool, options: &Options) -> anyhow::Result<Engine> {
+        let spec = match skip || !has_zeros(self.spec()) {
+            true => self.spec().clone(),
+            false => nothing_skipped(self.spec()),
+        };
+        Ok(match self {
+            Subject::Shape { .. } => Engine::random(&spec, options, 1)?,
+            Subject::Model { decoder, .. } => {
+                Engine::new(&Decoder::new(spec, decoder.params().clone())?, options)?
+            }
+        })
+    }
+}

@@ -1,0 +1,141 @@
+//! `relufy bench decode`: what it measures, and what it refuses.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use serde_json::Value;
+use support::{Lab, tokenizer};
+
+const BENCH: [&str; 2] = ["bench", "decode"];
+
+/// A model whose every token has a text.
+fn lab() -> Lab {
+    let lab = Lab::new();
+    lab.write("model/tokenizer.json", tokenizer(2).to_string());
+    lab
+}
+
+/// What a benchmark with these flags says.
+fn measured(lab: &Lab, flags: &[&str]) -> Value {
+    let flags = [&BENCH[..], flags, &["--tokens", "5", "--threads", "2", "--json"]].concat();
+    serde_json::from_str(&lab.succeed(&flags)).unwrap()
+}
+
+/// The names of the rows.
+fn names(found: &Value) -> Vec<&str> {
+    found["rows"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn a_shape_is_measured_at_forced_densities() {
+    let lab = Lab::new();
+    let flags = ["--shape", "small", "--format", "f16,int8,f16", "--densities", "50,25,10"];
+    let found = measured(&lab, &flags);
+    assert_eq!(
+        names(&found),
+        ["f16 dense", "f16 50/25/10 %", "int8 dense", "int8 50/25/10 %"],
+        "{found}"
+    );
+    assert_eq!(
+        (&found["stage"], &found["threads"], &found["context"]),
+        (&2.into(), &2.into(), &16.into())
+    );
+    assert_eq!((&found["tokens"], &found["subject"]), (&5.into(), &"small".into()));
+    for key in ["read", "run", "parameters"] {
+        assert!(found[key].as_f64().unwrap() > 0.0, "{key}");
+    }
+    let rows = found["rows"].as_array().unwrap();
+    for row in rows {
+        for key in ["tokens_per_second", "median_ms", "p10_ms", "p90_ms", "share_of_read"] {
+            assert!(row[key].as_f64().unwrap() > 0.0, "{key}: {row}");
+        }
+    }
+    // Hidden 256, 4 layers of 704 neurons, 4096 tokens; two bytes a weight.
+    let dense = 4 * (4 * 256 * 256 + 3 * 256 * 704) + 4096 * 256;
+    assert_eq!(rows[0]["bytes"].as_f64(), Some(2.0 * f64::from(dense)));
+    assert!(rows[0]["faster"].is_null() && rows[0]["forced"].is_null());
+    let sparse = 4 * (128 * 768 + 256 * 256 + 64 * 704 + 70 * 512) + 4096 * 256;
+    assert_eq!(rows[1]["bytes"].as_f64(), Some(2.0 * f64::from(sparse)));
+    assert_eq!(rows[1]["forced"]["up"], 0.25);
+    let faster = &rows[1]["faster"];
+    assert_eq!(faster["allowed"].as_f64(), Some(f64::from(dense) / f64::from(sparse)));
+    let share = faster["times"].as_f64().unwrap() / faster["allowed"].as_f64().unwrap();
+    assert_eq!(faster["share"].as_f64(), Some(share));
+}
+
+#[test]
+fn a_model_decodes_a_text_with_its_own_zeros() {
+    let lab = lab();
+    let all = ["model", "--stage", "2", "--corpus", "corpus.jsonl", "--format", "f32", "--decoder"];
+    let found = measured(&lab, &all);
+    assert_eq!(names(&found), ["f32 decoder", "f32 dense", "f32 sparse"]);
+    let rows = found["rows"].as_array().unwrap();
+    let perplexity = |row: &Value| row["perplexity"].as_f64();
+    let (dense, sparse) = (perplexity(&rows[0]).unwrap(), perplexity(&rows[2]).unwrap());
+    assert!((dense / sparse).ln().abs() < 1e-4 && dense > 1.0, "{dense} {sparse}");
+    assert_eq!(perplexity(&rows[1]), None);
+    assert!(rows[2]["bytes"].as_f64() < rows[1]["bytes"].as_f64());
+    assert_eq!(rows[1]["bytes"], rows[0]["bytes"]);
+    for site in ["qkv", "up", "down"] {
+        let density = found["densities"][site].as_f64().unwrap();
+        assert!(density > 0.0 && density < 1.0, "{site}: {density}");
+    }
+    assert_eq!(found["densities"]["o"], 1.0);
+    // Its own text, and forced densities.
+    let own =
+        measured(&lab, &["model", "--stage", "2", "--prompt", "the cat", "--engine", "sparse"]);
+    assert_eq!((names(&own), &own["context"]), (vec!["f16 sparse"], &2.into()));
+    assert!(own["rows"][0]["perplexity"].is_null() && own["rows"][0]["faster"].is_null());
+    let forced = measured(&lab, &["model", "--stage", "1", "--densities", "llama"]);
+    assert_eq!(names(&forced), ["f16 dense", "f16 Llama's 49/33/35 %"]);
+    assert!(forced["densities"].is_null());
+    // A model without zeros has nothing to skip.
+    let plain = measured(&lab, &["model", "--corpus", "corpus.jsonl"]);
+    assert_eq!(names(&plain), ["f16 dense"]);
+    assert!(perplexity(&plain["rows"][0]).is_some() && plain["densities"].is_null());
+}
+
+#[test]
+fn curves_say_what_each_matrix_takes_by_density() {
+    let lab = Lab::new();
+    let flags = ["--shape", "small", "--curves", "--tokens", "1", "--threads", "2"];
+    let found = lab.succeed(&[&BENCH[..], &flags, &["--json"]].concat());
+    let found: Value = serde_json::from_str(&found).unwrap();
+    let curves = found["formats"][0]["curves"].as_array().unwrap();
+    let parts: Vec<_> = curves.iter().map(|curve| curve["part"].as_str().unwrap()).collect();
+    assert_eq!(parts, ["qkv", "gate", "neurons"]);
+    for curve in curves {
+        let points = curve["points"].as_array().unwrap();
+        assert_eq!((points.len(), &points[9]["density"]), (20, &0.5.into()));
+        assert_eq!((&points[9]["ideal"], &points[19]["ideal"]), (&0.5.into(), &1.0.into()));
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let lab = lab();
+    let cases: [(&[&str], &str); 19] = [
+        (&[], "<MODEL|--shape <SHAPE>>"),
+        (&["model", "--shape", "m"], "cannot be used with"),
+        (&["--shape", "2b"], "possible values: m, small"),
+        (&["--shape", "small", "--stage", "3"], "3 is not in 0..=2"),
+        (&["--shape", "small", "--stage", "0", "--densities", "llama"], "has no zeros to skip"),
+        (&["--shape", "small", "--stage", "0", "--curves"], "has no zeros to skip"),
+        (&["model", "--engine", "sparse"], "has no zeros to skip: --stage 1 or 2"),
+        (&["--shape", "small", "--densities", "1,2"], "three densities in per cent"),
+        (&["--shape", "small", "--densities", "0.5,0.5,0.5"], "in per cent: 49,33,35"),
+        (&["--shape", "small", "--format", "q4"], "unknown format `q4`"),
+        (&["--shape", "small", "--batch", "2"], "--batch is for --device cuda"),
+        (&["--shape", "small", "--context", "128"], "has 128 positions"),
+        (&["--shape", "small", "--prompt", "the"], "cannot be used with"),
+        (&["--shape", "small", "--device", "cuda", "--format", "f16"], "f16 is for the CPU"),
+        (&["model", "--corpus", "none.jsonl"], "none.jsonl"),
+        (&["model", "--corpus", "corpus.jsonl", "--context", "30"], "no document of more than 31"),
+        (&["model", "--prompt", "the", "--context", "62"], "leaves nothing to time"),
+        (&["model", "--corpus", "corpus.jsonl", "--prompt", "the"], "cannot be used with"),
+        (&["nowhere"], "nowhere"),
+    ];
+    for (flags, message) in cases {
+        lab.refuse(&[&BENCH[..], flags].concat(), &[message]);
+    }
+}
