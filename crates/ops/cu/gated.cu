@@ -5,7 +5,6 @@
 // row.
 
 #include "curve.cuh"
-#include "sums.cuh"
 
 constexpr int THREADS = 256;
 

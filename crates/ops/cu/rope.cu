@@ -4,12 +4,13 @@
 // cosines and sines of its pairs for several heads of one row.
 #include "common.cuh"
 
-// Heads of a thread: as many loads under way.
-constexpr int HEADS = 4;
+// Heads of a thread. More would share the cosines, but leave registers for fewer threads, and then
+// memory waits for arithmetic.
+constexpr int HEADS = 2;
 
+// x and y turned by an angle.
 template <typename T>
-__device__ __forceinline__ void turn(T& a, T& b, float cos, float sin) {
-    const float x = to_f32(a), y = to_f32(b);
+__device__ __forceinline__ void turn(float x, float y, float cos, float sin, T& a, T& b) {
     a = from_f32<T>(x * cos - y * sin);
     b = from_f32<T>(y * cos + x * sin);
 }
@@ -44,14 +45,14 @@ __device__ __forceinline__ void turn_vectors(T* x, const float* table, const uns
     const unsigned row = line / apart, first = line % apart;
     const float* angles = table + 2ll * pairs * positions[row] + place * M;
     x += row * stride + place * N;
-    Vec<T> v[HEADS][PARTS];
+    Bits v[HEADS][PARTS] = {};
 #pragma unroll
     for (int k = 0; k < HEADS; ++k) {
         const unsigned head = first + k * apart;
         if (head >= heads) continue;
 #pragma unroll
         for (int part = 0; part < PARTS; ++part) {
-            v[k][part] = load_vec(x + (long long)head * head_dim + part * pairs);
+            v[k][part] = load_bits(x + (long long)head * head_dim + part * pairs);
         }
     }
     float cos[M], sin[M];
@@ -61,17 +62,21 @@ __device__ __forceinline__ void turn_vectors(T* x, const float* table, const uns
     for (int k = 0; k < HEADS; ++k) {
         const unsigned head = first + k * apart;
         if (head >= heads) continue;
+        Vec<T> out[PARTS];
 #pragma unroll
         for (int i = 0; i < M; ++i) {
+            const float turned = sign * sin[i];
             if constexpr (HALF) {
-                turn(v[k][0].v[i], v[k][PARTS - 1].v[i], cos[i], sign * sin[i]);
+                const float a = element<T>(v[k][0], i), b = element<T>(v[k][PARTS - 1], i);
+                turn(a, b, cos[i], turned, out[0].v[i], out[PARTS - 1].v[i]);
             } else {
-                turn(v[k][0].v[2 * i], v[k][0].v[2 * i + 1], cos[i], sign * sin[i]);
+                const float a = element<T>(v[k][0], 2 * i), b = element<T>(v[k][0], 2 * i + 1);
+                turn(a, b, cos[i], turned, out[0].v[2 * i], out[0].v[2 * i + 1]);
             }
         }
 #pragma unroll
         for (int part = 0; part < PARTS; ++part) {
-            store_vec(x + (long long)head * head_dim + part * pairs, v[k][part]);
+            store_vec(x + (long long)head * head_dim + part * pairs, out[part]);
         }
     }
 }
@@ -88,11 +93,11 @@ __device__ __forceinline__ void turn_pairs(T* x, const float* table, const unsig
     const float* angles = table + 2ll * pairs * positions[row] + pair;
     x += row * stride + (long long)head * head_dim;
     const unsigned a = HALF ? pair : 2 * pair, b = HALF ? pair + pairs : 2 * pair + 1;
-    turn(x[a], x[b], angles[0], sign * angles[pairs]);
+    turn(to_f32(x[a]), to_f32(x[b]), angles[0], sign * angles[pairs], x[a], x[b]);
 }
 
 #define ENTRIES(NAME, HALF, ELEM, T)                                                            \
-    extern "C" __global__ void __launch_bounds__(256) rope_##NAME##_##ELEM(                     \
+    extern "C" __global__ void __launch_bounds__(256, 5) rope_##NAME##_##ELEM(                  \
         T* x, const float* table, const unsigned* positions, unsigned items, unsigned per_head, \
         unsigned apart, unsigned heads, long long stride, int head_dim, int pairs,              \
         float sign) {                                                                           \

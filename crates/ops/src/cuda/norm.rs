@@ -11,7 +11,10 @@ use crate::error::{Error, Result};
 use crate::norm::{Norm, NormKind, NormStats};
 use crate::pointwise::Pointwise;
 
-static MODULE: Module = module!("norm");
+static FORWARD: Module = module!("norm_forward");
+static BACKWARD: Module = module!("norm_backward");
+/// For rows that cannot be cut into vectors, or are too wide.
+static LOOP: Module = module!("norm_loop");
 
 /// What a forward pass keeps on the GPU.
 #[derive(Clone, Debug)]
@@ -207,27 +210,54 @@ impl Rows {
 
 /// How the vectors of a row are dealt out.
 struct Split {
-    /// Threads of a row: a power of 2.
+    /// Threads of a row: a multiple of 32, or a smaller power of 2.
     lanes: usize,
     /// Vectors of a thread, at most: one of those that kernels are compiled for.
     each: usize,
 }
 
 impl Split {
-    const MOST_LANES: usize = 512;
+    /// `each` vectors a thread.
+    fn new(vectors: usize, each: usize) -> Split {
+        let threads = vectors.div_ceil(each);
+        let lanes =
+            if threads <= 32 { threads.next_power_of_two() } else { threads.next_multiple_of(32) };
+        Split { lanes, each }
+    }
 
-    /// Up to `most` vectors a thread; nothing for a row that is too wide for that.
-    fn new(vectors: usize, most: usize) -> Option<Split> {
-        let lanes = if vectors <= 32 {
-            vectors.next_power_of_two()
-        } else {
-            32 * vectors.div_ceil(32 * most).next_power_of_two()
+    /// For the kernels that write a norm; nothing for a row that is too wide.
+    fn forward(vectors: usize, post: Pointwise) -> Option<Split> {
+        // Two loads a thread, where no thread is left without.
+        let each = match vectors {
+            0..=512 if vectors.is_multiple_of(64) => 2,
+            0..=512 => 1,
+            513..=1024 => 2,
+            1025..=2048 if curve_class(post) != "any" => 4,
+            _ => return None,
         };
-        let each = match vectors.div_ceil(lanes) {
-            each @ 0..=4 => each.max(1),
-            _ => 8,
-        };
-        (lanes <= Split::MOST_LANES).then_some(Split { lanes, each })
+        Some(Split::new(vectors, each))
+    }
+
+    /// For the kernels that write a norm's gradients.
+    fn backward(vectors: usize, post: Pointwise) -> Option<Split> {
+        match vectors {
+            0..=1024 => Some(Split::new(vectors, 1)),
+            1025..=2048 if curve_class(post) != "any" => Some(Split::new(vectors, 4)),
+            _ => None,
+        }
+    }
+
+    /// Rows that a block has at a time.
+    fn rows(&self) -> usize {
+        (512 / self.lanes).max(1)
+    }
+
+    /// Blocks which share `count` rows evenly: as many as run at a time if a processor has
+    /// `resident` threads, but none without a row.
+    fn grid(&self, count: usize, processors: u32, resident: usize) -> Grid {
+        let threads = self.rows() * self.lanes;
+        let blocks = processors as usize * (resident / threads).max(1);
+        Grid::new(blocks.min(count.div_ceil(self.rows())), threads as u32)
     }
 }
 
@@ -242,6 +272,7 @@ fn curve_class(post: Pointwise) -> &'static str {
 
 /// Addresses and numbers of a norm's parameters.
 struct Params {
+    class: &'static str,
     weight: u64,
     /// 0 if there is none.
     bias: u64,
@@ -259,6 +290,7 @@ impl Params {
         };
         let (kind, p) = curve_code(norm.post);
         Ok(Params {
+            class: curve_class(norm.post),
             weight: address(norm.weight, "weight")?,
             bias: norm.bias.map_or(Ok(0), |bias| address(bias, "bias"))?,
             offset: if norm.kind == (NormKind::Rms { unit_offset: true }) { 1.0 } else { 0.0 },
@@ -266,6 +298,13 @@ impl Params {
             kind,
             p,
         })
+    }
+}
+
+impl Params {
+    /// What a kernel's name says of the norm: whether it is RMSNorm without bias, or any.
+    fn complexity(&self) -> &'static str {
+        if self.centred == 0 && self.bias == 0 { "plain" } else { "full" }
     }
 }
 
@@ -304,21 +343,22 @@ fn normalise(
         i32::from(known).into(),
     ];
     args.extend(rows.args());
-    let class = curve_class(norm.post);
     let places = [x_at, y_at, copy, params.weight, params.bias];
     let split = match rows.vectorise(&places, x.elem) {
-        true => Split::new(rows.width / x.elem.per_vector(), if class == "any" { 2 } else { 8 }),
+        true => Split::forward(rows.width / x.elem.per_vector(), norm.post),
         false => None,
     };
-    let Some(Split { lanes, each }) = split else {
+    let Some(split) = split else {
         let grid = Grid::new(rows.count, loop_threads(rows.width));
-        return gpu.launch(op, &MODULE, "norm_forward_loop", Some(x.elem), grid, &args);
+        return gpu.launch(op, &LOOP, "forward", Some(x.elem), grid, &args);
     };
-    let threads = lanes.max(128);
-    args.push((lanes as i32).into());
-    let grid = Grid::new(rows.count.div_ceil(threads / lanes), threads as u32);
-    let name = format!("norm_forward_{class}_{each}");
-    gpu.launch(op, &MODULE, &name, Some(x.elem), grid, &args)
+    args.push((split.lanes as i32).into());
+    let (class, each, complexity) = (params.class, split.each, params.complexity());
+    // As many as the kernels' registers allow.
+    let resident = if each == 1 && complexity == "plain" { 3 * 512 } else { 2 * 512 };
+    let grid = split.grid(rows.count, gpu.processors, resident);
+    let name = format!("{class}_{each}_{complexity}");
+    gpu.launch(op, &FORWARD, &name, Some(x.elem), grid, &args)
 }
 
 /// The gradients: the rows of `x` lie one after the other, those of `dy` and `dx` as `rows` says;
@@ -343,35 +383,20 @@ fn differentiate(
     let (mean, rstd) = kept.addresses(op)?;
     let add = i32::from(accum == Accum::Add);
     let curve: [Arg; 2] = [params.kind.into(), params.p.into()];
-    let known: [Arg; 6] = [
-        params.weight.into(),
-        params.bias.into(),
-        params.offset.into(),
-        params.centred.into(),
-        mean.into(),
-        rstd.into(),
-    ];
-    let sets = if params.bias == 0 { 1 } else { 2 };
-    let class = curve_class(norm.post);
+    let known: [Arg; 5] =
+        [params.weight.into(), params.bias.into(), params.offset.into(), mean.into(), rstd.into()];
     let places = [x.ptr, dy, dx, params.weight, params.bias];
     let split = match rows.vectorise(&places, x.elem) {
-        true => {
-            // More would not fit into 128 registers.
-            let most = match (class, sets) {
-                ("any", _) => 2,
-                (_, 1) => 4,
-                _ => 3,
-            };
-            Split::new(rows.width / x.elem.per_vector(), most)
-        }
+        true => Split::backward(rows.width / x.elem.per_vector(), norm.post),
         false => None,
     };
-    let (partial, blocks) = if let Some(Split { lanes, each }) = split {
-        let threads = lanes.max(256);
-        let side_by_side = threads / lanes;
-        // As many blocks as run at a time: they share the rows evenly.
-        let resident = if each == 1 { 1024 } else { 512 } / threads;
-        let blocks = (gpu.processors as usize * resident).min(rows.count.div_ceil(side_by_side));
+    let (partial, blocks) = if let Some(split) = split {
+        let (class, each, complexity) = (params.class, split.each, params.complexity());
+        // As many as the kernels' registers allow.
+        let resident = if each == 1 { 1024 } else { 512 };
+        let mut grid = split.grid(rows.count, gpu.processors, resident);
+        let blocks = grid.blocks.0 as usize;
+        let sets = if complexity == "plain" { 1 } else { 2 };
         let bytes = sets * rows.width * size_of::<f32>();
         let partial = gpu.scratch(blocks * bytes, op)?;
         let mut args = curve.to_vec();
@@ -379,11 +404,12 @@ fn differentiate(
         args.extend(known);
         args.push(partial.ptr.into());
         args.extend(rows.args());
-        args.push((lanes as i32).into());
-        let shared = if side_by_side > 1 { bytes } else { 0 };
-        let grid = Grid::new(blocks, threads as u32).shared(shared);
-        let name = format!("norm_backward_{class}_{each}_{sets}");
-        gpu.launch(op, &MODULE, &name, Some(x.elem), grid, &args)?;
+        args.push((split.lanes as i32).into());
+        if split.rows() > 1 {
+            grid = grid.shared(bytes);
+        }
+        let name = format!("{class}_{each}_{complexity}");
+        gpu.launch(op, &BACKWARD, &name, Some(x.elem), grid, &args)?;
         (partial, blocks)
     } else {
         let across = rows.width.div_ceil(32);
@@ -398,13 +424,13 @@ fn differentiate(
         args.extend(rows.args());
         let grid =
             Grid { blocks: (across as u32, blocks as u32, 1), threads: 256, shared_bytes: 0 };
-        gpu.launch(op, &MODULE, "norm_backward_loop_params", Some(x.elem), grid, &args)?;
+        gpu.launch(op, &LOOP, "params", Some(x.elem), grid, &args)?;
         let mut args = curve.to_vec();
         args.extend::<[Arg; 4]>([x.ptr.into(), dy.into(), dx.into(), add.into()]);
         args.extend(known);
         args.extend(rows.args());
         let grid = Grid::new(rows.count, loop_threads(rows.width));
-        gpu.launch(op, &MODULE, "norm_backward_loop", Some(x.elem), grid, &args)?;
+        gpu.launch(op, &LOOP, "backward", Some(x.elem), grid, &args)?;
         (partial, blocks)
     };
     if dparams.iter().all(Option::is_none) {
@@ -425,11 +451,11 @@ fn differentiate(
         args.extend::<[Arg; 2]>([ptr.into(), how.into()]);
     }
     let grid = Grid {
-        blocks: (rows.width.div_ceil(32) as u32, sets as u32, 1),
+        blocks: (rows.width.div_ceil(32) as u32, if params.bias == 0 { 1 } else { 2 }, 1),
         threads: 1024,
         shared_bytes: 0,
     };
-    gpu.launch(op, &MODULE, "norm_add_partials", None, grid, &args)
+    gpu.launch(op, &BACKWARD, "add_partials", None, grid, &args)
 }
 
 /// Threads of a block that has one row to go through.

@@ -50,7 +50,7 @@ pub(crate) fn apply(
     let whole = [cols.start, width, head_dim].iter().all(|n| n.is_multiple_of(elements));
     let vectors = to.vectorises(elements) && whole && count.is_multiple_of(step);
     /// Heads of a thread, as in the kernel.
-    const HEADS: usize = 4;
+    const HEADS: usize = 2;
     let (per_head, apart) =
         if vectors { (count / step, heads.div_ceil(HEADS)) } else { (count, heads) };
     let share = (MOST / (per_head * apart)).max(1);
