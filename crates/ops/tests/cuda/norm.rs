@@ -17,7 +17,22 @@ pub fn trials() -> Trials {
         ("norm_of_heads", of_heads),
         ("norm_repeats", repeats),
         ("norm_refuses_another_device", refuses_another_device),
+        ("small_norm", small),
     ]
+}
+
+/// Each number of vectors a thread, with each kind of curve.
+fn small() {
+    for width in [7, 64, 136, 264, 384, 512, 768, 1024, 2048] {
+        let cpu = Case::new(13, width, width as u64);
+        for post in [Pointwise::Identity, Pointwise::Relu, Pointwise::Silu] {
+            let rms = NormKind::Rms { unit_offset: true };
+            compare(&cpu, (rms, post, false), Accum::Add, on_gpu);
+            for bias in [false, true] {
+                compare(&cpu, (NormKind::Layer, post, bias), Accum::Overwrite, on_gpu);
+            }
+        }
+    }
 }
 
 const KINDS: [NormKind; 3] =
@@ -96,9 +111,9 @@ fn compare(
 }
 
 /// Widths of each number of vectors and threads, odd ones, and such as no block holds.
-const WIDTHS: [usize; 20] = [
-    3, 7, 8, 30, 32, 64, 96, 128, 200, 768, 1000, 1024, 2048, 2050, 3072, 4096, 5632, 8192, 9001,
-    33_000,
+const WIDTHS: [usize; 26] = [
+    3, 7, 8, 30, 32, 64, 96, 128, 200, 256, 768, 1000, 1024, 1536, 2048, 2050, 2560, 3072, 4096,
+    4544, 5632, 8192, 9001, 12_288, 16_384, 33_000,
 ];
 
 fn matches_the_cpu() {
@@ -134,7 +149,7 @@ fn with_any_curve() {
 
 /// More rows than the blocks take at a time, so that each has several.
 fn of_many_rows() {
-    for (n, width) in [(20_011, 64), (5003, 768), (4099, 1024), (20_011, 9)] {
+    for (n, width) in [(20_011, 64), (5003, 768), (4099, 1024), (2003, 2048), (20_011, 9)] {
         let cpu = Case::new(n, width, 6);
         let rms = NormKind::Rms { unit_offset: false };
         compare(&cpu, (rms, Pointwise::Relu, false), Accum::Add, on_gpu);
@@ -207,7 +222,7 @@ fn of_heads() {
 }
 
 fn repeats() {
-    for width in [50, 768, 2048] {
+    for width in [50, 768, 2048, 4096] {
         let case = Case::new(3001, width, 10).map(|t| on_gpu(t, DType::BF16));
         let norm = case.norm(NormKind::Layer, Pointwise::Relu, true);
         let run = || {
