@@ -65,7 +65,10 @@ impl Bench {
             for span in spans {
                 let Some(name) = span.label.strip_prefix(module) else { continue };
                 let us = span.ms * 1e3 / BATCH as f64;
-                kernels.entry(name.trim_start_matches(['_', ':', ' ']).into()).or_default().push(us);
+                kernels
+                    .entry(name.trim_start_matches(['_', ':', ' ']).into())
+                    .or_default()
+                    .push(us);
                 total += us;
             }
             totals.push(total);
