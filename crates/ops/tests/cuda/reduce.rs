@@ -10,17 +10,30 @@ use crate::common::{
 
 pub fn trials() -> Trials {
     vec![
-        ("reduce_sums_and_counts", sums_and_counts),
-        ("reduce_sums_over_many_tensors", sums_over_many_tensors),
+        ("reduce_sums_and_counts", || sums_and_counts(&SIZES)),
+        ("reduce_sums_over_many_tensors", || sums_over_many_tensors(&SIZES)),
+        ("reduce_counts_of_many_tensors", counts_of_many),
         ("reduce_sees_bad_numbers", sees_bad_numbers),
-        ("reduce_counts_rows_and_columns", counts_rows_and_columns),
-        ("reduce_histogram", histogram),
-        ("reduce_in_place", in_place),
-        ("reduce_casts", casts),
+        ("reduce_counts_rows_and_columns", || counts_rows_and_columns(&MATRICES)),
+        ("reduce_histogram", || histogram(100_003)),
+        ("reduce_in_place", || in_place(&SIZES)),
+        ("reduce_casts", || casts(1 << 16)),
+        ("small_reduce", small),
     ]
 }
 
+fn small() {
+    sums_and_counts(&SIZES[1..3]);
+    sums_over_many_tensors(&SIZES[..4]);
+    counts_rows_and_columns(&[(3, 5), (200, 64), (7, 1031)]);
+    histogram(20_003);
+    in_place(&SIZES[1..2]);
+    casts(1 << 9);
+}
+
 const SIZES: [usize; 6] = [1, 17, 16383, 16384, 3 * 16384 + 5, 1_000_003];
+const MATRICES: [(usize, usize); 7] =
+    [(1, 1), (3, 5), (200, 64), (1000, 1031), (129, 5632), (2, 100_000), (20_000, 40)];
 
 /// About two thirds zeros.
 fn sparse(random: &mut Random, n: usize) -> Tensor {
@@ -32,8 +45,8 @@ fn assert_near(found: f64, expected: f64) {
     assert!((found - expected).abs() <= 1e-12 * expected.abs(), "{found}, not {expected}");
 }
 
-fn sums_and_counts() {
-    for (seed, n) in SIZES.into_iter().enumerate() {
+fn sums_and_counts(sizes: &[usize]) {
+    for (seed, &n) in sizes.iter().enumerate() {
         let x = sparse(&mut Random::new(seed as u64), n);
         for (dtype, _) in TYPES {
             for place in [on_gpu, on_gpu_at_an_odd_place] {
@@ -56,10 +69,10 @@ fn sums_and_counts() {
     assert!((reduce::sum_of_squares(&large).unwrap() / 1e65 - 1.0).abs() < 1e-6);
 }
 
-fn sums_over_many_tensors() {
+fn sums_over_many_tensors(sizes: &[usize]) {
     assert_eq!(reduce::sum_of_squares_of(&[]).unwrap(), 0.0);
     let mut random = Random::new(3);
-    let host: Vec<Tensor> = SIZES.iter().map(|n| sparse(&mut random, *n)).collect();
+    let host: Vec<Tensor> = sizes.iter().map(|n| sparse(&mut random, *n)).collect();
     let mut there = Vec::new();
     for (i, t) in host.iter().enumerate() {
         let dtype = TYPES[i % 2].0;
@@ -70,6 +83,19 @@ fn sums_over_many_tensors() {
     let found = reduce::sum_of_squares_of(&list).unwrap();
     assert_near(found, reduce::sum_of_squares_of(&host.iter().collect::<Vec<_>>()).unwrap());
     assert_eq!(found.to_bits(), reduce::sum_of_squares_of(&list).unwrap().to_bits());
+}
+
+fn counts_of_many() {
+    assert!(reduce::NonzeroCounts::default().read().unwrap().is_empty());
+    let mut random = Random::new(8);
+    let (mut there, mut known) = (reduce::NonzeroCounts::default(), Vec::new());
+    // More than have room in one piece.
+    for n in 0..600 {
+        let x = sparse(&mut random, 1 + n * 13 % 301);
+        there.count(&on_gpu(&x, TYPES[n % 2].0)).unwrap();
+        known.push(reduce::count_nonzero(&x).unwrap());
+    }
+    assert_eq!(there.read().unwrap(), known);
 }
 
 fn sees_bad_numbers() {
@@ -89,9 +115,8 @@ fn sees_bad_numbers() {
     }
 }
 
-fn counts_rows_and_columns() {
-    let sizes = [(1, 1), (3, 5), (200, 64), (1000, 1031), (129, 5632), (2, 100_000), (20_000, 40)];
-    for (seed, (rows, width)) in sizes.into_iter().enumerate() {
+fn counts_rows_and_columns(sizes: &[(usize, usize)]) {
+    for (seed, &(rows, width)) in sizes.iter().enumerate() {
         let x = sparse(&mut Random::new(seed as u64), rows * width).reshape((rows, width)).unwrap();
         for (dtype, _) in TYPES {
             for place in [on_gpu, on_gpu_at_an_odd_place] {
@@ -109,10 +134,10 @@ fn counts_rows_and_columns() {
     }
 }
 
-fn histogram() {
-    let mut x = Random::new(5).tensor(100_003).to_vec1::<f32>().unwrap();
+fn histogram(n: usize) {
+    let mut x = Random::new(5).tensor(n).to_vec1::<f32>().unwrap();
     x[..6].copy_from_slice(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, 1.0, -0.0]);
-    x[50_000..90_000].fill(0.0);
+    x[n / 2..9 * n / 10].fill(0.0);
     let x = Tensor::new(x, &Device::Cpu).unwrap();
     let fine: Vec<f32> = (0..500).map(|i| (i - 250) as f32 / 64.0).collect();
     // More than fit into shared memory.
@@ -126,8 +151,8 @@ fn histogram() {
     }
 }
 
-fn in_place() {
-    for (seed, n) in SIZES.into_iter().enumerate() {
+fn in_place(sizes: &[usize]) {
+    for (seed, &n) in sizes.iter().enumerate() {
         let mut random = Random::new(seed as u64);
         let (x, other) = (random.tensor(n), random.tensor(n));
         let host = x.copy().unwrap();
@@ -152,9 +177,10 @@ fn in_place() {
     assert!(reduce::add_in_place(&t, &t).is_err());
 }
 
-fn casts() {
-    // Every upper half of an f32, with lower halves around the tie.
-    let all: Vec<f32> = (0..1u32 << 16)
+/// Of `halves` upper halves of an f32, evenly spread, with lower halves around the tie.
+fn casts(halves: u32) {
+    let all: Vec<f32> = (0..halves)
+        .map(|at| at * ((1 << 16) / halves))
         .flat_map(|high| {
             [0, 1, 0x7fff, 0x8000, 0x8001].map(|low| f32::from_bits((high << 16) | low))
         })
