@@ -1,9 +1,11 @@
 //! Modules of compiled kernels, and how a kernel is started.
 
 use std::ffi::c_void;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaFunction, result, sys};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, result, sys,
+};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 
 use super::gpu::{Gpu, failed};
@@ -14,6 +16,8 @@ use crate::error::Result;
 pub(crate) struct Module {
     pub(crate) name: &'static str,
     pub(crate) image: &'static [u8],
+    /// On each GPU that asked for one of them, by its number.
+    pub(crate) loaded: Mutex<Vec<(usize, Arc<CudaModule>)>>,
 }
 
 /// The module of `cu/NAME.cu`.
@@ -22,17 +26,27 @@ macro_rules! module {
         $crate::cuda::Module {
             name: $name,
             image: include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin")),
+            loaded: std::sync::Mutex::new(Vec::new()),
         }
     };
 }
 pub(crate) use module;
 
 impl Module {
+    /// A kernel; their image goes to a GPU once.
     pub(super) fn load(&self, context: &Arc<CudaContext>, name: &str) -> Result<CudaFunction> {
         const OP: &str = "loading a kernel";
-        let module = context
-            .load_module(Ptx::from_binary(self.image.to_vec()))
-            .map_err(|e| failed(OP, e))?;
+        let gpu = context.ordinal();
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let module = match loaded.iter().find(|(on, _)| *on == gpu) {
+            Some((_, module)) => module.clone(),
+            None => {
+                let image = Ptx::from_binary(self.image.to_vec());
+                let module = context.load_module(image).map_err(|e| failed(OP, e))?;
+                loaded.push((gpu, module.clone()));
+                module
+            }
+        };
         module.load_function(name).map_err(|e| failed(OP, e))
     }
 }
@@ -120,10 +134,11 @@ impl Gpu {
         if grid.blocks.0 == 0 || grid.blocks.1 == 0 || grid.blocks.2 == 0 {
             return Ok(());
         }
-        let kernel = match elem {
-            Some(elem) => self.kernel(module, &format!("{name}_{}", elem.suffix()))?,
-            None => self.kernel(module, name)?,
+        let name = match elem {
+            Some(elem) => format!("{name}_{}", elem.suffix()),
+            None => name.to_string(),
         };
+        let kernel = self.kernel(module, &name)?;
         /// What a block has without asking.
         const FREE_SHARED: u32 = 48 << 10;
         if grid.shared_bytes > FREE_SHARED {

@@ -20,10 +20,34 @@ pub fn trials() -> Trials {
         ("attention_long", long),
         ("attention_odd_columns", odd_columns),
         ("attention_three_tensors", three_tensors),
-        ("attention_prefixes", prefixes),
+        ("attention_prefixes", || prefixes(&[12, 64, 80, 128])),
         ("attention_nothing", nothing),
         ("attention_refuses", refuses),
+        ("small_attention_64", || small(64)),
+        ("small_attention_80", || small(80)),
+        ("small_attention_96", || small(96)),
+        ("small_attention_128", || small(128)),
+        ("small_attention_256", || small(256)),
+        ("small_attention_exact", small_exact),
+        ("small_attention_prefixes", || prefixes(&[5, 64])),
     ]
+}
+
+/// The kernels of the tensor cores, and the exact ones in f32. A walk passes each stage more than
+/// once; the second heads share their keys, whose gradients are then summed in parts.
+fn small(head_dim: usize) {
+    let segments = lengths(&[170, 30]);
+    let plain = heads(1, 1, head_dim);
+    check("one head", 200, &segments, &plain);
+    check("a group", 200, &segments, &heads(2, 1, head_dim));
+    check("a soft cap", 200, &segments, &Heads { softcap: Some(3.0), ..plain });
+}
+
+/// Heads that no other kernels know, in both types.
+fn small_exact() {
+    for head_dim in [24, 40, 100, 200, 320] {
+        check(&format!("exact, {head_dim}"), 90, &lengths(&[70, 20]), &heads(2, 1, head_dim));
+    }
 }
 
 fn heads(heads: usize, kv_heads: usize, head_dim: usize) -> Heads {
@@ -243,9 +267,9 @@ fn three_tensors() {
     }
 }
 
-fn prefixes() {
+fn prefixes(head_dims: &[usize]) {
     let run = |start, len| Run { start, len };
-    for head_dim in [12, 64, 80, 128] {
+    for &head_dim in head_dims {
         for window in [None, Some(45)] {
             let heads = Heads { window, ..heads(4, 2, head_dim) };
             let x = Random::new(3).tensor((400, 8 * head_dim));

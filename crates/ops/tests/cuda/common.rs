@@ -3,6 +3,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use candle_core::{DType, Device, Shape, Tensor};
 use libtest_mimic::{Failed, Trial};
@@ -33,9 +34,12 @@ pub fn trial((name, run): (&'static str, fn())) -> Trial {
     })
 }
 
+/// Below which power of two [`poison`]'s pieces stay: less for trials of little memory.
+pub static POISONED: AtomicU32 = AtomicU32::new(26);
+
 /// Fills the pool's free memory with NaN, in pieces of several sizes.
 pub fn poison() {
-    let pieces: Vec<Tensor> = (8..26)
+    let pieces: Vec<Tensor> = (8..POISONED.load(Ordering::Relaxed))
         .flat_map(|power| [power; 4])
         .map(|power| Tensor::full(f32::NAN, 1usize << power, gpu()).unwrap())
         .collect();

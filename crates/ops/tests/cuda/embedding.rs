@@ -7,12 +7,20 @@ use crate::common::{Random, TYPES, Trials, assert_close, assert_same, gpu, nan, 
 
 pub fn trials() -> Trials {
     vec![
-        ("embedding_matches_the_cpu", matches_the_cpu),
-        ("embedding_gradient_matches_the_cpu", gradient_matches_the_cpu),
+        ("embedding_matches_the_cpu", || matches_the_cpu(&SIZES)),
+        ("embedding_gradient_matches_the_cpu", || gradient_matches_the_cpu(&SIZES)),
         ("embedding_of_views", of_views),
         ("embedding_repeats", repeats),
         ("embedding_checks_ids", checks_ids),
+        ("small_embedding", small),
     ]
+}
+
+/// So many places of one id that they are added in pieces.
+fn small() {
+    let sizes = [(140, 7), (140, 16)];
+    matches_the_cpu(&sizes);
+    gradient_matches_the_cpu(&sizes);
 }
 
 const ROWS: u32 = 501;
@@ -27,8 +35,8 @@ fn ids(random: &mut Random, n: usize) -> Vec<u32> {
 const SIZES: [(usize, usize); 8] =
     [(0, 64), (1, 8), (5, 1), (33, 7), (130, 12), (700, 64), (3000, 768), (1500, 2056)];
 
-fn matches_the_cpu() {
-    for (n, width) in SIZES {
+fn matches_the_cpu(sizes: &[(usize, usize)]) {
+    for &(n, width) in sizes {
         let mut random = Random::new(n as u64);
         let (table, x) = (random.tensor((ROWS as usize, width)), random.tensor((n, width)));
         let ids = ids(&mut random, n);
@@ -48,8 +56,8 @@ fn matches_the_cpu() {
     }
 }
 
-fn gradient_matches_the_cpu() {
-    for (n, width) in SIZES {
+fn gradient_matches_the_cpu(sizes: &[(usize, usize)]) {
+    for &(n, width) in sizes {
         let mut random = Random::new(n as u64);
         let shape = (ROWS as usize, width);
         let (dx, there) = (random.tensor((n, width)), random.tensor(shape));

@@ -13,7 +13,20 @@ pub fn trials() -> Trials {
         ("linear_onto_a_residual_and_with_relu", onto_a_residual_and_with_relu),
         ("linear_without_rows", without_rows),
         ("linear_repeats", repeats),
+        ("small_linear", biases),
     ]
+}
+
+/// The sums of columns, which are not cuBLAS's.
+fn biases() {
+    let dy = Random::new(12).tensor((70, 33));
+    let db = nan(33, candle_core::DType::F32).to_device(&Device::Cpu).unwrap();
+    linear::backward_bias(&dy, 0..33, (&db, Accum::Overwrite)).unwrap();
+    for (dtype, tolerance) in TYPES {
+        let to_db = nan(33, dtype);
+        linear::backward_bias(&on_gpu(&dy, dtype), 0..33, (&to_db, Accum::Overwrite)).unwrap();
+        assert_close("db", &to_db, &db, tolerance);
+    }
 }
 
 const SIZES: [(usize, usize, usize); 6] =

@@ -1,6 +1,8 @@
 //! The operations on a GPU against their CPU twins; ignored, with the reason, where there is none.
 //!
-//! `cargo test --release --features relufy-ops/cuda --test cuda` on a machine with a GPU.
+//! `cargo test --release --features relufy-ops/cuda --test cuda` on a machine with a GPU. The trials
+//! of `cargo test ... -- small` launch every kernel on little work, and fail if they miss one: for
+//! `compute-sanitizer`, under which the others take hours.
 #![allow(clippy::unwrap_used, reason = "a failure is the test's failure")]
 #![allow(clippy::print_stderr, reason = "why tests are ignored")]
 
@@ -12,6 +14,8 @@ mod adamw;
 mod attention;
 #[cfg(feature = "cuda")]
 mod common;
+#[cfg(feature = "cuda")]
+mod coverage;
 #[cfg(feature = "cudnn")]
 mod cudnn;
 #[cfg(feature = "cuda")]
@@ -33,8 +37,32 @@ mod rope;
 #[cfg(feature = "cuda")]
 mod rows;
 
+/// What the names of trials of little work begin with.
+#[cfg(feature = "cuda")]
+const SMALL: &str = "small";
+
 fn main() {
-    libtest_mimic::run(&Arguments::from_args(), trials()).exit();
+    let arguments = Arguments::from_args();
+    #[cfg(feature = "cuda")]
+    if arguments.filter.as_deref() == Some(SMALL) && !arguments.list {
+        return launch_every_kernel(&arguments);
+    }
+    libtest_mimic::run(&arguments, trials()).exit();
+}
+
+#[cfg(feature = "cuda")]
+fn launch_every_kernel(arguments: &Arguments) {
+    common::POISONED.store(16, std::sync::atomic::Ordering::Relaxed);
+    let trials = trials();
+    if relufy_ops::device::open("cuda").is_err() {
+        libtest_mimic::run(arguments, trials).exit();
+    }
+    let run = || Ok::<_, relufy_ops::Error>(libtest_mimic::run(arguments, trials));
+    let (conclusion, profile) = relufy_ops::device::profile(common::gpu(), run).unwrap();
+    let (all, missing) = coverage::missing(&profile);
+    eprintln!("launched {} of {all} kernels", all - missing.len());
+    conclusion.exit_if_failed();
+    assert!(missing.is_empty(), "never launched: {}", missing.join(" "));
 }
 
 #[cfg(feature = "cuda")]

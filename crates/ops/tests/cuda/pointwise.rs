@@ -9,9 +9,10 @@ use crate::common::{
 
 pub fn trials() -> Trials {
     vec![
-        ("pointwise_matches_the_cpu", matches_the_cpu),
+        ("pointwise_matches_the_cpu", || matches_the_cpu(&[1, 7, 2048, 3 * 4096, 5 * 4096 + 13])),
         ("pointwise_keeps_zeros_and_nan", keeps_zeros_and_nan),
         ("pointwise_refuses_what_does_not_fit", refuses_what_does_not_fit),
+        ("small_pointwise", || matches_the_cpu(&[7, 2048])),
     ]
 }
 
@@ -26,8 +27,8 @@ pub const ALL: [Pointwise; 8] = [
     Pointwise::FatRelu { threshold: 0.3 },
 ];
 
-fn matches_the_cpu() {
-    for (seed, n) in [1, 7, 2048, 3 * 4096, 5 * 4096 + 13].into_iter().enumerate() {
+fn matches_the_cpu(sizes: &[usize]) {
+    for (seed, &n) in sizes.iter().enumerate() {
         let mut random = Random::new(seed as u64);
         let (x, dy) = (random.tensor(n), random.tensor(n));
         for f in ALL {

@@ -7,9 +7,10 @@ use crate::common::{Random, TYPES, Trials, assert_close, assert_same, on_gpu};
 
 pub fn trials() -> Trials {
     vec![
-        ("rope_matches_the_cpu", matches_the_cpu),
+        ("rope_matches_the_cpu", || matches_the_cpu(&CASES)),
         ("rope_of_views", of_views),
         ("rope_turns_back", turns_back),
+        ("small_rope", || matches_the_cpu(&CASES[4..7])),
     ]
 }
 
@@ -21,22 +22,25 @@ fn table(rot: usize) -> RopeTable {
     RopeTable::new(&frequencies, MAX_POS, 1.0)
 }
 
-fn matches_the_cpu() {
-    // Rows, first column, heads, head_dim, rotary_dim, columns after the heads.
-    let cases = [
-        (33, 0, 32, 128, 128, 1024),
-        (1000, 64, 3, 64, 64, 8),
-        (17, 0, 5, 80, 32, 0),
-        (17, 0, 5, 256, 64, 16),
-        (9, 8, 2, 40, 24, 0),
-        (9, 3, 3, 20, 12, 5),
-        (5, 1, 2, 7, 6, 0),
-        (5, 0, 9, 12, 12, 4),
-        (4, 0, 2, 8, 0, 0),
-        (0, 0, 2, 64, 64, 0),
-        (6, 8, 0, 64, 64, 8),
-    ];
-    for (n, from, heads, dim, rot, rest) in cases {
+/// Rows, first column, heads, head_dim, rotary_dim, columns after the heads.
+type Case = (usize, usize, usize, usize, usize, usize);
+
+const CASES: [Case; 11] = [
+    (33, 0, 32, 128, 128, 1024),
+    (1000, 64, 3, 64, 64, 8),
+    (17, 0, 5, 80, 32, 0),
+    (17, 0, 5, 256, 64, 16),
+    (9, 8, 2, 40, 24, 0),
+    (9, 3, 3, 20, 12, 5),
+    (5, 1, 2, 7, 6, 0),
+    (5, 0, 9, 12, 12, 4),
+    (4, 0, 2, 8, 0, 0),
+    (0, 0, 2, 64, 64, 0),
+    (6, 8, 0, 64, 64, 8),
+];
+
+fn matches_the_cpu(cases: &[Case]) {
+    for &(n, from, heads, dim, rot, rest) in cases {
         let (cols, table) = (from..from + heads * dim, table(rot));
         let mut random = Random::new(n as u64);
         let x = random.tensor((n, cols.end + rest));

@@ -5,13 +5,23 @@ use relufy_ops::rows;
 use crate::common::{Random, TYPES, Trials, assert_same, gpu, nan, on_gpu, on_gpu_at_an_odd_place};
 
 pub fn trials() -> Trials {
-    vec![("rows_gather", gather), ("rows_scatter", scatter), ("rows_relocate", relocate)]
+    vec![
+        ("rows_gather", || gather(&WIDTHS)),
+        ("rows_scatter", || scatter(&WIDTHS)),
+        ("rows_relocate", relocate),
+        ("small_rows", small),
+    ]
 }
 
 const WIDTHS: [usize; 5] = [1, 3, 24, 64, 1031];
 
-fn gather() {
-    for (seed, width) in WIDTHS.into_iter().enumerate() {
+fn small() {
+    gather(&WIDTHS[1..3]);
+    scatter(&WIDTHS[1..3]);
+}
+
+fn gather(widths: &[usize]) {
+    for (seed, &width) in widths.iter().enumerate() {
         let mut random = Random::new(seed as u64);
         let x = random.tensor((50, width));
         let picked: Vec<usize> = random.ids(70, 50).into_iter().map(|id| id as usize).collect();
@@ -27,8 +37,8 @@ fn gather() {
     }
 }
 
-fn scatter() {
-    for (seed, width) in WIDTHS.into_iter().enumerate() {
+fn scatter(widths: &[usize]) {
+    for (seed, &width) in widths.iter().enumerate() {
         let mut random = Random::new(seed as u64);
         let (x, target) = (random.tensor((30, 2 * width + 3)), random.tensor((100, width)));
         let sorted: Vec<usize> = (0..30).map(|i| 3 * i + 2).collect();
