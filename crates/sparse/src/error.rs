@@ -1,5 +1,7 @@
 //! What can go wrong while weights are packed or tokens decoded.
 
+use crate::Format;
+
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -43,6 +45,20 @@ pub enum Error {
     /// Nothing to read.
     #[error("an empty prompt: nothing to continue")]
     EmptyPrompt,
+    /// A format that has no kernels on a GPU.
+    #[error("{0} weights are for the CPU; on a GPU they are f32, bf16 or int8")]
+    NotOnGpus(Format),
+    /// So many sequences have no kernels.
+    #[error("{0} sequences at a time; a GPU takes 1, 2, 4 or 8")]
+    Batch(usize),
+    /// Tokens for another number of sequences.
+    #[error("tokens for {found} sequences; there are {expected}")]
+    Sequences {
+        /// For how many.
+        found: usize,
+        /// How many there are.
+        expected: usize,
+    },
     /// A format of another name.
     #[error("unknown format `{0}`; there are f32, f16, bf16 and int8")]
     UnknownFormat(String),

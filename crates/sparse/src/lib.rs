@@ -23,6 +23,8 @@ mod batch;
 pub mod bench;
 mod cache;
 mod counts;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod engine;
 mod error;
 mod force;
@@ -33,6 +35,7 @@ mod linear;
 mod matrix;
 mod packed;
 mod pool;
+mod sequence;
 mod session;
 mod shared;
 mod source;
@@ -42,8 +45,11 @@ mod weights;
 
 pub use cache::{Opened, PackedCache};
 pub use counts::{Counts, Work};
+#[cfg(feature = "cuda")]
+pub use cuda::{GpuEngine, GpuSession};
 pub use engine::{Calibrated, Engine, Options};
 pub use error::{Error, Result};
 pub use format::Format;
+pub use sequence::{Sequence, sequence};
 pub use session::Session;
 pub use thresholds::{SiteThresholds, Thresholds};

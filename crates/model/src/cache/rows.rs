@@ -65,6 +65,11 @@ impl KvRows {
         Ok((&rows.keys, &rows.values))
     }
 
+    /// All rows of a layer's keys and of its values; `None` where there is no such layer.
+    pub(super) fn layer(&self, n: usize) -> Option<(&Tensor, &Tensor)> {
+        self.layers.get(n).map(|layer| (&layer.keys, &layer.values))
+    }
+
     /// Moves runs of rows (from, to, number), one after the other.
     pub(super) fn relocate(&mut self, moves: &[(usize, usize, usize)]) -> Result<()> {
         for layer in &self.layers {

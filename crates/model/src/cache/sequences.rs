@@ -1,5 +1,6 @@
 //! Sequences side by side that grow at their ends, each in rows of its own.
 
+use candle_core::Tensor;
 use relufy_ops::attention::Segment;
 
 use super::KvRows;
@@ -41,6 +42,13 @@ impl KvCache {
         if let Some(current) = self.lengths.get_mut(sequence) {
             *current = len.min(*current);
         }
+    }
+
+    /// A layer's keys, normalised and turned to their positions, and its values: `[sequences *
+    /// capacity, kv_width]` each, a sequence's rows after those of the one before. `None` where there
+    /// is no such layer.
+    pub fn layer(&self, n: usize) -> Option<(&Tensor, &Tensor)> {
+        self.rows.layer(n)
     }
 
     /// Appends tokens to sequences, each named at most once: what [`Decoder::hidden_cached`]

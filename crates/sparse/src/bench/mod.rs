@@ -1,9 +1,9 @@
 //! How fast decoding is, and how fast it could be.
 //!
-//! Whatever decodes is [`Timed`]: the engine on the CPU ([`Timer`]), or the decoder that
-//! everything else uses ([`DecoderTimer`]). [`take_turns`] lets several of them decode one after the
-//! other, again and again, beside a plain read of memory, because a machine's speed drifts: what is
-//! reported are medians, and ratios within a turn.
+//! Whatever decodes is [`Timed`]: the engine on the CPU ([`Timer`]) or on a GPU (`GpuTimer`), or the
+//! decoder that everything else uses ([`DecoderTimer`]). [`take_turns`] lets several of them decode
+//! one after the other, again and again, beside a plain read of memory, because a machine's speed
+//! drifts: what is reported are medians, and ratios within a turn.
 //!
 //! Zeros are a real model's on real text, or forced: masks with an exact number of ones, drawn anew
 //! for every token, take the place of what the activations say. Listing the non-zeros and all else
@@ -12,6 +12,8 @@
 mod cpu;
 mod curves;
 mod decoder;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod read;
 mod text;
 mod turns;
@@ -23,6 +25,8 @@ use crate::{Counts, Result};
 pub use cpu::Timer;
 pub use curves::{Curve, Curves, Part, Point};
 pub use decoder::DecoderTimer;
+#[cfg(feature = "cuda")]
+pub use gpu::{GpuTimer, gpu_bandwidth};
 pub use read::RawRead;
 pub use text::Text;
 pub use turns::{Faster, Pace, Speed, Step, Turns, median, take_turns};

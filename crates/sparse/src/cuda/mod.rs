@@ -1,0 +1,19 @@
+//! Decoding on a GPU that really skips the zeros.
+//!
+//! [`GpuEngine`] packs a decoder's weights in the layouts of the engine on the CPU; a [`GpuSession`]
+//! decodes one sequence with them, or some side by side. A token is one graph of kernels
+//! ([`relufy_ops::decode`]): what is not zero is found on the GPU, and the host sees no more than the
+//! logits.
+
+mod counts;
+mod engine;
+mod layer;
+mod prompt;
+mod room;
+mod session;
+mod walk;
+mod weights;
+
+pub use engine::GpuEngine;
+pub(crate) use room::Masks;
+pub use session::GpuSession;
