@@ -214,9 +214,10 @@ impl Room {
         let mine = share(layer.plan.ffn, worker, workers);
         compact(&mask[mine.clone()], mine.start, &mut self.neurons, &mut self.active);
         let (list, active, sum) = (&self.neurons[..], &self.active[..], &mut self.sum[..]);
-        let down = layer.neurons.part(usize::from(layer.plan.gated));
+        let bundled = layer.plan.gated && layer.up.is_none();
+        let down = layer.neurons.part(usize::from(bundled));
         let mut row = down.row_bytes(hidden);
-        if layer.plan.gated {
+        if bundled {
             let up = layer.neurons.part(0);
             let (x, products) = (&self.input.x[..], &mut self.products[..]);
             bundles(isa, (&up, &down), list, active, &[], x, products, sum);

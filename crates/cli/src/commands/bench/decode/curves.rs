@@ -1,11 +1,13 @@
 //! `--curves`: each kind of matrix alone, by density.
 
+use anyhow::Context;
 use relufy_eval::table::{Cell, Column, Format as Rendered, Grid};
 use relufy_sparse::bench::{Curve, Curves, Part, RawRead};
 use relufy_sparse::{Format, Options};
 use relufy_spec::MlpKind;
 use serde_json::{Value, json};
 
+use super::machine::{Machine, READ};
 use super::subject::Subject;
 use crate::out;
 
@@ -17,12 +19,16 @@ pub fn run(
     as_json: bool,
 ) -> anyhow::Result<()> {
     let densities: Vec<f64> = (1..=20).map(|n| f64::from(n) / 20.0).collect();
-    let raw = RawRead::new(1 << 30)?;
+    let raw = RawRead::new(READ)?;
     let threads = rayon::current_num_threads();
     let mut all: Vec<Value> = Vec::new();
     for format in formats {
         let options = Options { format: *format, threads, context: 1, ..Options::default() };
-        let (sparse, dense) = (subject.engine(true, &options)?, subject.engine(false, &options)?);
+        let engine = |skip| {
+            let machine = Machine::new(subject, skip, &options)?;
+            machine.cpu().context("--curves are measured on the CPU")
+        };
+        let (sparse, dense) = (engine(true)?, engine(false)?);
         let curves = Curves::new(&sparse, &dense, &raw, &densities).measure(rounds)?;
         if as_json {
             all.push(json!({"format": format, "curves": curves}));

@@ -2,6 +2,8 @@
 
 mod curves;
 mod lineup;
+mod machine;
+mod reading;
 mod report;
 mod subject;
 mod zeros;

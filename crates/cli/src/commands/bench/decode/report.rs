@@ -19,7 +19,8 @@ pub struct Report<'a> {
     parameters: usize,
     stage: u8,
     device: &'a str,
-    threads: usize,
+    /// `None` on a GPU.
+    threads: Option<usize>,
     context: usize,
     tokens: usize,
     batch: u16,
@@ -96,11 +97,11 @@ impl<'a> Report<'a> {
             stage => format!(" put to stage {stage}"),
         };
         out::line(format_args!(
-            "{} ({} parameters){surgery} on {}, {} threads",
+            "{} ({} parameters){surgery} on {}{}",
             self.subject,
             human::count(self.parameters as f64),
             self.device,
-            self.threads,
+            self.threads.map_or(String::new(), |threads| format!(", {threads} threads")),
         ))?;
         let after = match (self.context, self.foreign) {
             (0, _) => String::new(),

@@ -1,21 +1,18 @@
 //! What is decoded: random weights of a shape, or a model.
 
 use anyhow::anyhow;
-use candle_core::DType;
+use candle_core::{DType, Device};
 use relufy_data::Tokenizer;
 use relufy_model::{Checkpoint, Decoder};
-use relufy_sparse::bench::nothing_skipped;
-use relufy_sparse::{Engine, Options};
 use relufy_spec::{DecoderSpec, ReluPlan, Stage};
 use relufy_trainer::bench::Shape;
 
-use crate::engine::has_zeros;
 use crate::progress::Bars;
 
 /// What is decoded.
 pub enum Subject {
     /// A shape without weights.
-    Shape { name: String, stage: u8, spec: DecoderSpec },
+    Shape { name: String, stage: u8, spec: DecoderSpec, device: Device },
     /// A model with all that belongs to it.
     Model { name: String, stage: u8, checkpoint: Checkpoint, decoder: Decoder },
 }
@@ -24,7 +21,7 @@ impl Subject {
     /// A shape by its name, `m` among them.
     pub fn shape(name: &str, stage: u8, device: &str) -> anyhow::Result<Subject> {
         // A device that is not there is said first.
-        relufy_ops::device::open(device)?;
+        let device = relufy_ops::device::open(device)?;
         let known = if name == "m" { "1b" } else { name };
         let shape = Shape::named(known).ok_or_else(|| anyhow!("no shape is named {name}"))?;
         // As the paper's models come: Llama has SiLU, OPT ReLU and Falcon GELU.
@@ -34,7 +31,7 @@ impl Subject {
         };
         let plan = ReluPlan::stage(Stage::try_from(stage).map_err(anyhow::Error::msg)?);
         let spec = plan.apply(&shape.spec(activation)?)?;
-        Ok(Subject::Shape { name: name.to_owned(), stage, spec })
+        Ok(Subject::Shape { name: name.to_owned(), stage, spec, device })
     }
 
     /// A checkpoint by its folder or hub id; in f32, whatever the device.
@@ -74,19 +71,5 @@ impl Subject {
                 Ok((checkpoint, decoder, checkpoint.tokenizer()?))
             }
         }
-    }
-
-    /// The CPU engine that skips, or the one of the same weights that reads everything.
-    pub fn engine(&self, skip: bool, options: &Options) -> anyhow::Result<Engine> {
-        let spec = match skip || !has_zeros(self.spec()) {
-            true => self.spec().clone(),
-            false => nothing_skipped(self.spec()),
-        };
-        Ok(match self {
-            Subject::Shape { .. } => Engine::random(&spec, options, 1)?,
-            Subject::Model { decoder, .. } => {
-                Engine::new(&Decoder::new(spec, decoder.params().clone())?, options)?
-            }
-        })
     }
 }

@@ -1,0 +1,123 @@
+//! An engine on the CPU or a GPU, as the benchmark sees it.
+
+use relufy_model::Decoder;
+use relufy_sparse::bench::{RawRead, Text, Timed, Timer, nothing_skipped};
+use relufy_sparse::{Engine, Options, Result, Sequence, Session};
+#[cfg(feature = "cuda")]
+use relufy_sparse::{
+    GpuEngine, GpuSession,
+    bench::{GpuTimer, gpu_bandwidth},
+};
+use relufy_spec::flops::SiteDensities;
+
+use super::subject::Subject;
+use crate::engine::has_zeros;
+
+/// Bytes of a plain read on the CPU: more than caches hold.
+pub const READ: usize = 1 << 30;
+
+/// Bytes of a plain read on a GPU.
+#[cfg(feature = "cuda")]
+const GPU_READ: usize = 8 << 30;
+
+/// Weights packed for decoding, and where they lie.
+pub enum Machine {
+    Cpu(Engine),
+    #[cfg(feature = "cuda")]
+    Gpu(GpuEngine),
+}
+
+impl Machine {
+    /// Packs the engine that skips, or the one of the same weights that reads everything.
+    pub fn new(subject: &Subject, skip: bool, options: &Options) -> Result<Machine> {
+        let spec = match skip || !has_zeros(subject.spec()) {
+            true => subject.spec().clone(),
+            false => nothing_skipped(subject.spec()),
+        };
+        match subject {
+            Subject::Shape { device, .. } => {
+                #[cfg(feature = "cuda")]
+                if device.is_cuda() {
+                    return Ok(Machine::Gpu(GpuEngine::random(&spec, options, device, 1)?));
+                }
+                debug_assert!(device.is_cpu(), "only what was built can be opened");
+                Ok(Machine::Cpu(Engine::random(&spec, options, 1)?))
+            }
+            Subject::Model { decoder, .. } => {
+                let decoder = Decoder::new(spec, decoder.params().clone())?;
+                #[cfg(feature = "cuda")]
+                if decoder.device().is_cuda() {
+                    return Ok(Machine::Gpu(GpuEngine::new(decoder, options)?));
+                }
+                Ok(Machine::Cpu(Engine::new(&decoder, options)?))
+            }
+        }
+    }
+
+    /// One token again and again, after so many positions, with forced densities.
+    pub fn timer(
+        &self,
+        densities: Option<SiteDensities>,
+        context: usize,
+        batch: usize,
+    ) -> Result<Box<dyn Timed>> {
+        // The CPU has no batches, which its caller has refused.
+        let _ = batch;
+        Ok(match self {
+            Machine::Cpu(engine) => Box::new(Timer::new(engine, densities, context)?),
+            #[cfg(feature = "cuda")]
+            Machine::Gpu(engine) => Box::new(GpuTimer::new(engine, densities, context, batch)?),
+        })
+    }
+
+    /// A text with the zeros that the model has.
+    pub fn reader(&self, text: Text) -> Result<Box<dyn Timed>> {
+        Ok(match self {
+            Machine::Cpu(engine) => Box::new(Timer::reading(engine, text)?),
+            #[cfg(feature = "cuda")]
+            Machine::Gpu(engine) => Box::new(GpuTimer::reading(engine, text)?),
+        })
+    }
+
+    /// An empty sequence.
+    pub fn sequence(&self) -> Result<Box<dyn Sequence>> {
+        Ok(match self {
+            Machine::Cpu(engine) => Box::new(Session::new(engine)?),
+            #[cfg(feature = "cuda")]
+            Machine::Gpu(engine) => Box::new(GpuSession::new(engine, 1)?),
+        })
+    }
+
+    /// A plain read of the memory that the weights lie in: bytes a second.
+    pub fn plain_read(&self) -> Result<Box<dyn FnMut() -> Result<f64>>> {
+        Ok(match self {
+            Machine::Cpu(engine) => {
+                let (raw, engine) = (RawRead::new(READ)?, engine.clone());
+                Box::new(move || Ok(raw.bandwidth(&engine)))
+            }
+            #[cfg(feature = "cuda")]
+            Machine::Gpu(engine) => {
+                let device = engine.device().clone();
+                Box::new(move || gpu_bandwidth(&device, GPU_READ))
+            }
+        })
+    }
+
+    /// The engine on the CPU.
+    pub fn cpu(self) -> Option<Engine> {
+        match self {
+            Machine::Cpu(engine) => Some(engine),
+            #[cfg(feature = "cuda")]
+            Machine::Gpu(_) => None,
+        }
+    }
+
+    /// Threads that decode; `None` on a GPU.
+    pub fn threads(&self) -> Option<usize> {
+        match self {
+            Machine::Cpu(engine) => Some(engine.threads()),
+            #[cfg(feature = "cuda")]
+            Machine::Gpu(_) => None,
+        }
+    }
+}
