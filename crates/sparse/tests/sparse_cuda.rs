@@ -43,6 +43,9 @@ mod gpu {
     /// A test of one decoder.
     type Test = fn(&DecoderSpec, &Device);
 
+    /// A test with decoders of its own.
+    type Single = fn(&Device);
+
     pub fn trials() -> Vec<Trial> {
         let gpu = relufy_ops::device::open("cuda");
         if let Err(why) = &gpu {
@@ -66,7 +69,7 @@ mod gpu {
                 trials.push(trial(name, &gpu, move |gpu| run(&spec, gpu)));
             }
         }
-        let more: [(&str, fn(&Device)); 5] = [
+        let more: [(&str, Single); 5] = [
             ("long_prompts", long_prompts),
             ("wide_rows", wide_rows),
             ("long_contexts", long_contexts),

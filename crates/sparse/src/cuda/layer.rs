@@ -69,10 +69,11 @@ impl Linear {
 
     /// Queues the product; [`Linear::bias`] is the caller's to name.
     pub fn queue(&self, input: &Input<'_>, output: &Output<'_>, room: &Room) -> Result<()> {
-        Ok(match self.by_input {
-            true => project_by_input(input, &self.matrix, output, room)?,
-            false => project_by_output(input, &self.matrix, output)?,
-        })
+        let queued = match self.by_input {
+            true => project_by_input(input, &self.matrix, output, room),
+            false => project_by_output(input, &self.matrix, output),
+        };
+        Ok(queued?)
     }
 
     pub fn outputs(&self) -> usize {

@@ -4,6 +4,11 @@
 //! decodes one sequence with them, or some side by side. A token is one graph of kernels
 //! ([`relufy_ops::decode`]): what is not zero is found on the GPU, and the host sees no more than the
 //! logits.
+//!
+//! Sequences side by side read the union of their rows, each once. A row is read in the same layout
+//! whether some or all are listed, so a batch that needs nearly everything costs what a dense one
+//! does, and there is nothing to switch to; more than 8 sequences are for the tensor cores of the
+//! dense decoder.
 
 mod counts;
 mod engine;

@@ -47,6 +47,9 @@ pub(crate) struct Masks {
     pub layers: Vec<[Tensor; 3]>,
 }
 
+/// Blocks make sums of whole tiles of columns, also at a matrix's end: the widest there are.
+const TILE: usize = 512;
+
 impl Buffers {
     pub fn new(packed: &Packed, batch: usize, masks: Option<Masks>) -> Result<Buffers> {
         let (spec, device) = (&packed.spec, &packed.device);
@@ -57,7 +60,7 @@ impl Buffers {
         let view =
             |flat: &Tensor, width: usize| flat.narrow(0, 0, batch * width)?.reshape((batch, width));
         let ffn = most(&|plan| plan.ffn);
-        let outputs = most(&qkv).max(ffn).max(spec.hidden);
+        let outputs = most(&qkv).max(ffn).max(spec.hidden).next_multiple_of(TILE);
         let (heads, dim) = (most(&|plan| plan.heads.heads), most(&|plan| plan.heads.head_dim));
         let room = Room::new(device, batch, outputs, heads, dim)?;
         let tensors = || -> candle_core::Result<_> {
