@@ -35,4 +35,6 @@ mod scratch;
 mod vmath;
 
 pub use buffer::{Accum, Dest};
+#[cfg(feature = "cuda")]
+pub use cuda::decode;
 pub use error::{Error, Result};

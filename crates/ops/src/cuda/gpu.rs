@@ -20,6 +20,8 @@ pub(crate) struct Gpu {
     pub(crate) stream: Arc<CudaStream>,
     /// Multiprocessors.
     pub(crate) processors: u32,
+    /// Whether a kernel may start before the one in front of it has ended: since Hopper.
+    pub(crate) overlaps: bool,
     kernels: Mutex<HashMap<(&'static str, String), CudaFunction>>,
     uploads: Mutex<Uploads>,
     pub(super) profiling: AtomicBool,
@@ -70,10 +72,13 @@ impl Gpu {
         let context = stream.context();
         let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let processors = context.attribute(attribute).map_err(|e| failed(OP, e))?;
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+        let major = context.attribute(attribute).map_err(|e| failed(OP, e))?;
         let gpu = Gpu {
             device: device.clone(),
             stream,
             processors: processors.max(1) as u32,
+            overlaps: major >= 9,
             kernels: Mutex::default(),
             uploads: Mutex::default(),
             profiling: AtomicBool::new(false),

@@ -9,6 +9,7 @@ pub(crate) mod attention;
 pub(crate) mod cast;
 #[cfg(feature = "cudnn")]
 pub(crate) mod cudnn;
+pub mod decode;
 pub(crate) mod embedding;
 pub(crate) mod gated;
 pub(crate) mod gemm;
@@ -28,6 +29,6 @@ pub(crate) mod reduce;
 pub(crate) mod rope;
 pub(crate) mod rows;
 
-pub(crate) use gpu::{Gpu, Scratch};
+pub(crate) use gpu::{Gpu, Scratch, failed};
 pub(crate) use launch::{Arg, Grid, Module, module};
 pub(crate) use operand::{Elem, Operand, empty, empty_like, operand};

@@ -2,8 +2,8 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 use std::panic::AssertUnwindSafe;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{OnceLock, PoisonError, RwLock};
 
 use candle_core::{DType, Device, Shape, Tensor};
 use libtest_mimic::{Failed, Trial};
@@ -23,9 +23,16 @@ pub fn gpu() -> &'static Device {
     GPU.get_or_init(|| relufy_ops::device::open("cuda").unwrap())
 }
 
-/// Runs a test on poisoned memory: what an operation leaves unwritten is NaN.
+/// Held by tests that capture the stream's work: nobody else may queue any meanwhile.
+static ALONE: RwLock<()> = RwLock::new(());
+
+/// Runs a test on poisoned memory: what an operation leaves unwritten is NaN. One whose name says
+/// `graph` runs alone.
 pub fn trial((name, run): (&'static str, fn())) -> Trial {
     Trial::test(name, move || {
+        let alone = name.contains("graph");
+        let _alone = alone.then(|| ALONE.write().unwrap_or_else(PoisonError::into_inner));
+        let _beside = (!alone).then(|| ALONE.read().unwrap_or_else(PoisonError::into_inner));
         poison();
         std::panic::catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);

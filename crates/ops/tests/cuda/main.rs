@@ -19,6 +19,8 @@ mod coverage;
 #[cfg(feature = "cudnn")]
 mod cudnn;
 #[cfg(feature = "cuda")]
+mod decode;
+#[cfg(feature = "cuda")]
 mod embedding;
 #[cfg(feature = "cuda")]
 mod gated;
@@ -77,6 +79,7 @@ fn trials() -> Vec<Trial> {
         linear::trials(),
         loss::trials(),
         embedding::trials(),
+        decode::trials(),
         norm::trials(),
         rope::trials(),
     ];
