@@ -45,8 +45,7 @@ impl Timed for DecoderTimer<'_> {
         let tokens = self.cache.extend(&[(0, &[next.token])])?;
         let hidden = self.decoder.hidden_cached(&tokens, &mut self.cache, &mut NoTap)?;
         let last = rows::gather(&hidden, &[0])?;
-        let logits =
-            buffer::to_host(&self.decoder.logits(&last).map_err(relufy_model::Error::from)?)?;
+        let logits = buffer::to_host(&self.decoder.logits(&last)?)?;
         let seconds = start.elapsed().as_secs_f64();
         self.surprise = surprise(&logits, next.follows);
         Ok(seconds)

@@ -23,7 +23,7 @@ pub fn run(
     let threads = rayon::current_num_threads();
     let mut all: Vec<Value> = Vec::new();
     for format in formats {
-        let options = Options { format: *format, threads, context: 1, ..Options::default() };
+        let options = Options { format: *format, threads, context: 1 };
         let engine = |skip| {
             let machine = Machine::new(subject, skip, &options)?;
             machine.cpu().context("--curves are measured on the CPU")

@@ -96,12 +96,10 @@ impl<'a> Lineup<'a> {
             foreign: args.corpus.is_some(),
         };
         if let (Some(text), true) = (&text, zeros) {
-            let (_, decoder, _) = subject.real()?;
-            lineup.densities = Some(densities(decoder, text)?);
+            lineup.densities = Some(densities(&subject.real()?.decoder, text)?);
         }
         if let (Some(text), true) = (&text, args.decoder) {
-            let (_, decoder, _) = subject.real()?;
-            let timer = Box::new(DecoderTimer::new(decoder, text.clone())?);
+            let timer = Box::new(DecoderTimer::new(&subject.real()?.decoder, text.clone())?);
             lineup.add("decoder", Format::F32, None, timer);
         }
         for pair in &pairs {
@@ -168,7 +166,7 @@ fn pairs(
     let threads = rayon::current_num_threads();
     let wanted = |choice| args.engine.is_none_or(|only| only == choice);
     let pair = |format: &Format| {
-        let options = Options { format: *format, threads, context, ..Options::default() };
+        let options = Options { format: *format, threads, context };
         let machine =
             |skip, wanted: bool| wanted.then(|| Machine::new(subject, skip, &options)).transpose();
         Ok(Pair {

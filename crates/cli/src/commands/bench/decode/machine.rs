@@ -43,8 +43,8 @@ impl Machine {
                 debug_assert!(device.is_cpu(), "only what was built can be opened");
                 Ok(Machine::Cpu(Engine::random(&spec, options, 1)?))
             }
-            Subject::Model { decoder, .. } => {
-                let decoder = Decoder::new(spec, decoder.params().clone())?;
+            Subject::Model { real, .. } => {
+                let decoder = Decoder::new(spec, real.decoder.params().clone())?;
                 #[cfg(feature = "cuda")]
                 if decoder.device().is_cuda() {
                     return Ok(Machine::Gpu(GpuEngine::new(decoder, options)?));

@@ -9,7 +9,7 @@ use relufy_spec::flops::SiteDensities;
 
 use super::Decode;
 use super::machine::Machine;
-use super::subject::Subject;
+use super::subject::{Real, Subject};
 use crate::commands::surgery::text;
 
 /// The tokens that all rows read: so many can be decoded, or as many as the text has. After
@@ -24,8 +24,9 @@ pub fn read_text(
     if args.batch > 1 {
         bail!("a text is read by one sequence: --batch needs --densities");
     }
-    let (checkpoint, decoder, tokenizer) = subject.real()?;
+    let Real { checkpoint, decoder } = subject.real()?;
     let Some(corpus) = &args.corpus else {
+        let tokenizer = checkpoint.tokenizer()?;
         let mut prompt = tokenizer.encode(args.prompt.as_deref().unwrap_or(""), true)?;
         if prompt.is_empty() {
             // An empty prompt is the beginning of a text.

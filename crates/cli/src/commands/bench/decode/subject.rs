@@ -2,7 +2,6 @@
 
 use anyhow::anyhow;
 use candle_core::{DType, Device};
-use relufy_data::Tokenizer;
 use relufy_model::{Checkpoint, Decoder};
 use relufy_spec::{DecoderSpec, ReluPlan, Stage};
 use relufy_trainer::bench::Shape;
@@ -13,8 +12,14 @@ use crate::progress::Bars;
 pub enum Subject {
     /// A shape without weights.
     Shape { name: String, stage: u8, spec: DecoderSpec, device: Device },
-    /// A model with all that belongs to it.
-    Model { name: String, stage: u8, checkpoint: Checkpoint, decoder: Decoder },
+    /// A model.
+    Model { name: String, stage: u8, real: Box<Real> },
+}
+
+/// A checkpoint, and its weights in f32.
+pub struct Real {
+    pub checkpoint: Checkpoint,
+    pub decoder: Decoder,
 }
 
 impl Subject {
@@ -40,7 +45,8 @@ impl Subject {
         let checkpoint = Checkpoint::resolve(name, &Bars::default())?;
         let plan = ReluPlan::stage(Stage::try_from(stage).map_err(anyhow::Error::msg)?);
         let decoder = checkpoint.load_as(&device, &plan, DType::F32)?;
-        Ok(Subject::Model { name: name.to_owned(), stage, checkpoint, decoder })
+        let real = Box::new(Real { checkpoint, decoder });
+        Ok(Subject::Model { name: name.to_owned(), stage, real })
     }
 
     pub fn name(&self) -> &str {
@@ -59,17 +65,15 @@ impl Subject {
     pub fn spec(&self) -> &DecoderSpec {
         match self {
             Subject::Shape { spec, .. } => spec,
-            Subject::Model { decoder, .. } => decoder.spec(),
+            Subject::Model { real, .. } => real.decoder.spec(),
         }
     }
 
-    /// The decoder and tokenizer of a model.
-    pub fn real(&self) -> anyhow::Result<(&Checkpoint, &Decoder, Tokenizer)> {
+    /// The checkpoint and decoder of a model.
+    pub fn real(&self) -> anyhow::Result<&Real> {
         match self {
             Subject::Shape { name, .. } => Err(anyhow!("{name} is a shape, and reads no text")),
-            Subject::Model { checkpoint, decoder, .. } => {
-                Ok((checkpoint, decoder, checkpoint.tokenizer()?))
-            }
+            Subject::Model { real, .. } => Ok(real),
         }
     }
 }
