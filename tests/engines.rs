@@ -49,8 +49,10 @@ fn what_does_not_go_together_is_refused() {
     let lab = Lab::new();
     lab.refuse(&[&PROMPT[..], &["--format", "q4"]].concat(), &["unknown format `q4`"]);
     lab.refuse(&[&PROMPT[..], &["--engine", "fast"]].concat(), &["auto, dense, sparse"]);
-    let flags = ["--engine", "sparse", "--device", "cuda"];
-    lab.refuse(&[&PROMPT[..], &flags].concat(), &["--engine sparse computes on the CPU"]);
+    let half = ["--engine", "sparse", "--device", "cuda", "--format", "f16"];
+    lab.refuse(&[&PROMPT[..], &half].concat(), &["--format f16 is for the CPU"]);
+    let both = ["--device", "cuda", "--format", "f32", "--dtype", "bf16"];
+    lab.refuse(&[&PROMPT[..], &both].concat(), &["contradict"]);
     let long = vec!["the"; 65].join(" ");
     lab.refuse(&["generate", "model", "--prompt", &long, "--engine", "sparse"], &["--prompt"]);
 }

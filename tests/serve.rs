@@ -173,6 +173,23 @@ fn the_model_introduces_itself() {
 }
 
 #[test]
+fn answers_that_are_not_exact_say_so() {
+    let lab = Lab::new();
+    let measure = ["--corpus", "corpus.jsonl", "--tokens", "500", "-o", "measured.json"];
+    lab.succeed(&[&["calibrate", "model"], &measure[..]].concat());
+    let flags = ["--calibration", "measured.json", "--density-target", "0.5"];
+    let server = Server::start(&lab, "model", &flags);
+    let (_, models) = server.get("/v1/models");
+    let why = models["data"][0]["inexact"].as_str().unwrap();
+    assert!(why.starts_with("inexact: activations below thresholds count as zero"), "{why}");
+    let answer = server.post("/v1/completions", &json!({"prompt": "the cat", "max_tokens": 2}));
+    assert_eq!(answer["system_fingerprint"], why);
+    let exact = Server::start(&lab, "model", &[]);
+    let answer = exact.post("/v1/completions", &json!({"prompt": "the cat", "max_tokens": 2}));
+    assert!(answer.get("system_fingerprint").is_none(), "{answer}");
+}
+
+#[test]
 fn a_greedy_text_is_what_generate_writes() {
     let lab = Lab::new();
     let server = Server::start(&lab, "model", &[]);

@@ -2,11 +2,13 @@
 //! know no more of a model than this.
 
 use anyhow::bail;
-use relufy_model::{Checkpoint, Decoder, generate};
-use relufy_sparse::{Format, Options, Session};
+use candle_core::DType;
+use relufy_model::{Checkpoint, Decoder, Precision, generate};
+use relufy_sparse::{Format, Options, Sequence, Session};
 use relufy_spec::{Activation, DecoderSpec, ReluPlan, SiteOp};
 
 use crate::compute::Compute;
+use crate::packing::Packing;
 
 /// A model that continues prompts, one after the other.
 pub trait Engine {
@@ -41,7 +43,7 @@ impl Engine for Decoder {
 }
 
 /// The engine that reads only the rows of inputs and neurons that are not zero.
-impl Engine for Session {
+impl Engine for Box<dyn Sequence> {
     fn generate(
         &mut self,
         prompt: &[u32],
@@ -74,12 +76,15 @@ impl Engine for Session {
 pub struct EngineArgs {
     #[command(flatten)]
     compute: Compute,
-    /// sparse skips zeros exactly, on the CPU; auto takes it there for models that have zeros.
+    /// sparse skips zeros exactly; auto takes it for models that have zeros.
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     engine: Choice,
-    /// How the sparse engine stores weights: f32, f16 (the default), bf16 or int8.
+    /// How the sparse engine stores weights: f32, f16 (the default on the CPU), bf16 (on a GPU) or
+    /// int8.
     #[arg(long, value_name = "FORMAT")]
     format: Option<Format>,
+    #[command(flatten)]
+    packing: Packing,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -90,37 +95,67 @@ enum Choice {
 }
 
 impl EngineArgs {
+    /// What to say of answers that are not exactly the model's; `None` where they are.
+    pub fn inexact(&self) -> Option<String> {
+        self.packing.inexact()
+    }
+
     /// Reads a model into the engine that was asked for.
     ///
     /// # Errors
-    /// A sparse engine elsewhere than on the CPU, a format without it; as [`Compute::load`].
+    /// A format without the sparse engine, or one that the device does not take; as
+    /// [`Compute::load`].
     pub fn load(
         &self,
         checkpoint: &Checkpoint,
         plan: &ReluPlan,
     ) -> anyhow::Result<Box<dyn Engine>> {
-        let on_cpu = self.compute.device == "cpu";
-        if self.engine == Choice::Sparse && !on_cpu {
-            bail!(
-                "--engine sparse computes on the CPU; leave --device {} out",
-                self.compute.device
-            );
+        let on_gpu = self.compute.device != "cpu";
+        if on_gpu && self.format == Some(Format::F16) {
+            bail!("--format f16 is for the CPU; on a GPU weights are bf16, f32 or int8");
         }
-        let decoder = self.compute.load(checkpoint, plan)?;
+        let mut compute = self.compute.clone();
+        if on_gpu && self.format == Some(Format::F32) {
+            // Weights that were rounded to bf16 gain nothing in f32.
+            compute.dtype = match compute.dtype {
+                Precision::Bf16 => bail!("--format f32 and --dtype bf16 contradict each other"),
+                _ => Precision::F32,
+            };
+        }
+        let spec = plan.apply(&checkpoint.config().spec)?;
         let sparse = match self.engine {
-            Choice::Auto => on_cpu && has_zeros(decoder.spec()),
+            Choice::Auto => has_zeros(&spec) || self.packing.inexact().is_some(),
             choice => choice == Choice::Sparse,
         };
         if !sparse {
             if let Some(format) = self.format {
                 bail!("--format {format} is for the sparse engine, which --engine sparse takes");
             }
-            return Ok(Box::new(decoder));
+            if let Some(flag) = self.packing.given() {
+                bail!("{flag} is for the sparse engine, which --engine sparse takes");
+            }
+            return Ok(Box::new(compute.load(checkpoint, plan)?));
         }
-        let mut options = Options::default();
-        options.format = self.format.unwrap_or(options.format);
-        let engine = relufy_sparse::Engine::new(&decoder, &options)?;
-        Ok(Box::new(Session::new(&engine)?))
+        if !on_gpu {
+            // Refuses a type that the CPU does not compute in.
+            compute.open()?;
+            let format = self.format.unwrap_or(Format::F16);
+            let options = Options { format, ..Options::default() };
+            let engine = self.packing.engine(checkpoint, plan, &spec, &options)?;
+            let sequence: Box<dyn Sequence> = Box::new(Session::new(&engine)?);
+            return Ok(Box::new(sequence));
+        }
+        if let Some(flag) = self.packing.given() {
+            bail!("{flag} is for the CPU; leave --device {} out", self.compute.device);
+        }
+        let decoder = compute.load(checkpoint, plan)?;
+        let usual = match decoder.params().dtype() {
+            DType::F32 => Format::F32,
+            _ => Format::Bf16,
+        };
+        let format = self.format.unwrap_or(usual);
+        let options = Options { format, ..Options::default() };
+        Ok(Box::new(relufy_sparse::sequence(decoder, &options)?))
     }
 }
 

@@ -10,6 +10,7 @@ mod engine;
 mod failure;
 mod human;
 mod out;
+mod packing;
 mod progress;
 mod sampling;
 mod stop;

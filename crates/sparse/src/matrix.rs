@@ -4,11 +4,10 @@
 //! (input-major), an output's weights from all inputs where outputs are (output-major). A row may
 //! have two parts side by side: a neuron's row of `up` and its row of `down`.
 
-use std::ops::{Deref, Range};
-use std::sync::Arc;
+use std::ops::Range;
 
 use half::{bf16, f16};
-use memmap2::{Mmap, MmapMut};
+use memmap2::MmapMut;
 use rayon::prelude::*;
 
 use crate::{Error, Format, Result};
@@ -40,29 +39,9 @@ pub(crate) struct Matrix {
     cols: usize,
     /// How many parts a row has.
     parts: usize,
-    data: Memory,
+    data: MmapMut,
     /// For each part, of [`Format::Int8`] only: the value of one unit, row by row.
     scales: Vec<Vec<f32>>,
-}
-
-/// Where a matrix lies.
-pub(crate) enum Memory {
-    /// In memory of its own.
-    Own(MmapMut),
-    /// In a file that several processes may read.
-    File(Arc<Mmap>, Range<usize>),
-}
-
-impl Deref for Memory {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Memory::Own(map) => map,
-            // The range was found to lie inside.
-            Memory::File(map, range) => map.get(range.clone()).unwrap_or(&[]),
-        }
-    }
 }
 
 /// One part of all rows of a matrix, as the kernels read it.
@@ -117,7 +96,7 @@ impl Matrix {
                 blocks.enumerate().for_each(|(block, out)| pack(block, out, &mut []));
             }
         }
-        Ok(Matrix { name, format, rows, cols, parts, data: Memory::Own(data), scales })
+        Ok(Matrix { name, format, rows, cols, parts, data, scales })
     }
 
     /// A matrix that was packed before, of which `data` and `scales` have the right lengths.
@@ -125,7 +104,7 @@ impl Matrix {
         name: String,
         format: Format,
         (rows, cols, parts): (usize, usize, usize),
-        data: Memory,
+        data: MmapMut,
         scales: Vec<Vec<f32>>,
     ) -> Matrix {
         Matrix { name, format, rows, cols, parts, data, scales }

@@ -103,7 +103,7 @@ impl Weights<'_> {
         Ok(match self {
             Weights::Params(params) => params.get(id).map(to_host).transpose()?,
             Weights::Random(_) => None,
-            Weights::File(file) => file.vector(id),
+            Weights::File(file) => file.vector(id)?,
         })
     }
 

@@ -13,16 +13,14 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::ErrorKind;
-use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
 use memmap2::Mmap;
 use rayon::prelude::*;
 use relufy_model::ParamId;
 use serde::{Deserialize, Serialize};
 
-use crate::matrix::{Matrix, Memory, data_bytes};
+use crate::matrix::{Matrix, anonymous_large, data_bytes};
 use crate::{Error, Format, Result};
 
 /// Counts up when what is written changes.
@@ -77,9 +75,9 @@ pub(super) struct Span {
     pub hash: String,
 }
 
-/// A file that was found to be whole and right.
+/// A file whose header was found to be right. What it holds is checked as it is taken.
 pub(crate) struct PackedFile {
-    map: Arc<Mmap>,
+    map: Mmap,
     /// Where spans count from.
     start: usize,
     matrices: HashMap<String, MatrixEntry>,
@@ -87,7 +85,7 @@ pub(crate) struct PackedFile {
 }
 
 impl PackedFile {
-    /// Opens a file and checks every byte; `None` where there is none. The error is for people.
+    /// Opens a file and checks its header; `None` where there is none. The error is for people.
     pub fn open(path: &Path, key: &str) -> std::result::Result<Option<PackedFile>, String> {
         let file = match File::open(path) {
             Ok(file) => file,
@@ -100,9 +98,6 @@ impl PackedFile {
         // SAFETY: such files are never changed in place: they are written under another name and
         // renamed, so what is mapped stays as it is even when one is replaced.
         let map = unsafe { Mmap::map(&file) }.map_err(|error| error.to_string())?;
-        #[cfg(target_os = "linux")]
-        // A wish: where files have no huge pages nothing is lost.
-        let _ = map.advise(memmap2::Advice::HugePage);
         PackedFile::check(map, key).map(Some)
     }
 
@@ -116,66 +111,75 @@ impl PackedFile {
             let expected = expected.unwrap_or(u64::MAX);
             return Err(format!("has {} bytes, expected {expected}", map.len()));
         }
-        let spans = || {
-            let matrices = header.matrices.iter().flat_map(|matrix| {
-                let all = std::iter::once(&matrix.data).chain(&matrix.scales);
-                all.map(|span| (&matrix.name, span))
-            });
-            matrices.chain(header.vectors.iter().map(|vector| (&vector.name, &vector.data)))
-        };
-        for (name, span) in spans() {
-            let bytes = range(span, start).and_then(|range| map.get(range));
-            let bytes = bytes.ok_or_else(|| format!("`{name}` lies outside"))?;
-            if hash(bytes) != span.hash {
-                return Err(format!("is damaged: the checksum of `{name}` differs"));
-            }
-        }
         let Header { matrices, vectors, .. } = header;
         Ok(PackedFile {
-            map: Arc::new(map),
+            map,
             start,
             matrices: matrices.into_iter().map(|entry| (entry.name.clone(), entry)).collect(),
             vectors: vectors.into_iter().map(|entry| (entry.name, entry.data)).collect(),
         })
     }
 
-    /// A matrix.
+    /// A matrix, in memory of its own.
     pub fn matrix(
         &self,
         name: String,
         format: Format,
         shape: (usize, usize, usize),
     ) -> Result<Matrix> {
-        let refuse = |why: &str| Err(Error::Decoder(format!("packed matrix `{name}` {why}")));
-        let Some(entry) = self.matrices.get(&name) else { return refuse("is missing") };
+        let refuse = |why: &str| Error::Decoder(format!("packed matrix `{name}` {why}"));
+        let entry = self.matrices.get(&name).ok_or_else(|| refuse("is missing"))?;
         let (rows, _, parts) = shape;
-        let (scales, row_scales) = if format == Format::Int8 { (parts, rows) } else { (0, 0) };
-        if (entry.format, entry.shape) != (format, shape) || entry.scales.len() != scales {
-            return refuse("has another format or shape");
+        let row_scales = if format == Format::Int8 { parts } else { 0 };
+        if (entry.format, entry.shape) != (format, shape) || entry.scales.len() != row_scales {
+            return Err(refuse("has another format or shape"));
         }
-        let Some(range) = range(&entry.data, self.start) else { return refuse("lies outside") };
-        if range.len() != data_bytes(format, shape) {
-            return refuse("has another length");
+        if entry.data.bytes != data_bytes(format, shape) as u64 {
+            return Err(refuse("has another length"));
+        }
+        let from = self.bytes(&entry.data).ok_or_else(|| refuse("lies outside"))?;
+        let mut data = anonymous_large(from.len())?;
+        // Hashed while it is in a cache anyway.
+        let pieces = data.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE)).map(|(to, from)| {
+            to[..from.len()].copy_from_slice(from);
+            blake3::hash(&to[..from.len()])
+        });
+        if joined(pieces.collect()) != entry.data.hash {
+            return Err(refuse("is damaged: its checksum differs"));
         }
         let mut scales = Vec::new();
         for span in &entry.scales {
-            match self.floats(span) {
-                Some(values) if values.len() == row_scales => scales.push(values),
-                _ => return refuse("has other scales"),
-            }
+            let values = self.floats(span).filter(|values| values.len() == rows);
+            scales.push(values.ok_or_else(|| refuse("is damaged: its scales differ"))?);
         }
         scales.resize(parts, Vec::new());
-        Ok(Matrix::packed(name, format, shape, Memory::File(self.map.clone(), range), scales))
+        Ok(Matrix::packed(name, format, shape, data, scales))
     }
 
     /// A vector; `None` where there is none.
-    pub fn vector(&self, id: ParamId) -> Option<Vec<f32>> {
-        self.floats(self.vectors.get(&format!("{id:?}"))?)
+    ///
+    /// # Errors
+    /// One that is damaged.
+    pub fn vector(&self, id: ParamId) -> Result<Option<Vec<f32>>> {
+        let name = format!("{id:?}");
+        let Some(span) = self.vectors.get(&name) else { return Ok(None) };
+        let damaged = || Error::Decoder(format!("packed vector `{name}` is damaged"));
+        self.floats(span).ok_or_else(damaged).map(Some)
     }
 
+    /// Numbers whose checksum is right.
     fn floats(&self, span: &Span) -> Option<Vec<f32>> {
-        let bytes = self.map.get(range(span, self.start)?)?;
+        let bytes = self.bytes(span)?;
+        if hash(bytes) != span.hash {
+            return None;
+        }
         bytemuck::try_cast_slice(bytes).ok().map(<[f32]>::to_vec)
+    }
+
+    /// Where a span lies; `None` where that is outside.
+    fn bytes(&self, span: &Span) -> Option<&[u8]> {
+        let from = self.start.checked_add(usize::try_from(span.offset).ok()?)?;
+        self.map.get(from..from.checked_add(usize::try_from(span.bytes).ok()?)?)
     }
 }
 
@@ -204,12 +208,6 @@ fn header(map: &[u8]) -> std::result::Result<(usize, Header), String> {
     Ok(((PREFIX + length).next_multiple_of(PAGE), header))
 }
 
-/// Where a span lies in the file.
-fn range(span: &Span, start: usize) -> Option<Range<usize>> {
-    let from = start.checked_add(usize::try_from(span.offset).ok()?)?;
-    Some(from..from.checked_add(usize::try_from(span.bytes).ok()?)?)
-}
-
 /// What stands for the prefix up to the checksum, and for the header.
 pub(super) fn header_hash(prefix: &[u8], json: &[u8]) -> [u8; 32] {
     *blake3::Hasher::new().update(prefix).update(json).finalize().as_bytes()
@@ -217,7 +215,11 @@ pub(super) fn header_hash(prefix: &[u8], json: &[u8]) -> [u8; 32] {
 
 /// The hash of some bytes' pieces, which are hashed in parallel.
 pub(super) fn hash(bytes: &[u8]) -> String {
-    let pieces: Vec<blake3::Hash> = bytes.par_chunks(PIECE).map(blake3::hash).collect();
+    joined(bytes.par_chunks(PIECE).map(blake3::hash).collect())
+}
+
+/// One hash of several.
+fn joined(pieces: Vec<blake3::Hash>) -> String {
     let mut hasher = blake3::Hasher::new();
     pieces.iter().for_each(|piece| {
         hasher.update(piece.as_bytes());

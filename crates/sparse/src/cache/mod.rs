@@ -1,12 +1,13 @@
-//! Weights that were packed before, kept in a file: read in place instead of packed again.
+//! Weights that were packed before, kept in a file: read instead of packed again.
 //!
 //! A file belongs to one content: its name and its header carry a hash of the checkpoint's weight
 //! files, of the decoder that surgery makes of them, of the format and of the layout. Everything in it
-//! is checksummed and is checked whenever it is opened, so a file that is damaged, cut short or
+//! is checksummed and is checked whenever it is read, so a file that is damaged, cut short or
 //! another's is packed again and never computed with. It appears whole or not at all: processes that
 //! write it at the same time do not disturb each other or those that read it.
 //!
-//! Files are mapped, not read: several processes share them, and starting takes what hashing takes.
+//! Matrices are copied out of the file, into pages as large as the system gives: decoding straight from
+//! a mapped file was slower, because files lie in small pages and rows are skipped to.
 
 mod file;
 mod key;

@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 const PER_OCTAVE: i32 = 32;
 const LOWEST: i32 = -12;
@@ -22,7 +22,7 @@ pub(super) static EDGES: LazyLock<Arc<[f32]>> = LazyLock::new(|| {
 
 /// How many values fell between successive edges of the grid: one count below the first
 /// edge and one from the last on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Histogram {
     counts: Vec<u64>,
@@ -77,6 +77,32 @@ impl Histogram {
         }
         None
     }
+
+    /// The least magnitude of `f(x)` that a share `q` of all values does not exceed, to the width of
+    /// a bin (2.2 %); the grid's end where it lies beyond. `None` without values.
+    pub fn magnitude_quantile(&self, q: f64, f: impl Fn(f32) -> f32) -> Option<f32> {
+        let edges = Histogram::edges();
+        let ends = |bin: usize| (bin.checked_sub(1).and_then(|i| edges.get(i)), edges.get(bin));
+        let bins = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
+        let mut magnitudes: Vec<(f32, u64)> = bins
+            .filter_map(|(bin, count)| {
+                // The end that is farther away: all of the bin is meant.
+                let far = match ends(bin) {
+                    (Some(low), Some(high)) => f(*low).abs().max(f(*high).abs()),
+                    (one, other) => f(*one.or(other)?).abs(),
+                };
+                Some((far, *count))
+            })
+            .collect();
+        magnitudes.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let wanted = q.clamp(0.0, 1.0) * self.total() as f64;
+        let mut below = 0;
+        let found = magnitudes.iter().find(|(_, count)| {
+            below += count;
+            below as f64 >= wanted
+        });
+        Some(found.or(magnitudes.last())?.0)
+    }
 }
 
 #[cfg(test)]
@@ -111,6 +137,27 @@ mod tests {
             let below = values.iter().filter(|value| f64::from(**value) < found).count();
             assert!((below as f64 / values.len() as f64 - q).abs() < 1e-3, "{q}");
         }
+    }
+
+    #[test]
+    fn magnitudes_are_those_of_the_values_after_a_function() {
+        let values: Vec<f32> = (0..10_000).map(|i| (i as f32 * 0.37).sin() * 3.0 + 0.4).collect();
+        let histogram = of(&values);
+        let silu = |x: f32| x / (1.0 + (-x).exp());
+        type Function<'a> = &'a dyn Fn(f32) -> f32;
+        let functions: [Function<'_>; 3] = [&|x| x, &silu, &|x| x.max(0.0)];
+        for (n, f) in functions.into_iter().enumerate() {
+            for q in [0.05, 0.3, 0.5, 0.9] {
+                let threshold = histogram.magnitude_quantile(q, f).unwrap();
+                let small = values.iter().filter(|x| f(**x).abs() <= threshold).count();
+                let share = small as f64 / values.len() as f64;
+                // Half of the values are negative: a ReLU makes zeros of more than 5 or 30 %.
+                let at_most = if n == 2 { q.max(0.46) } else { q } + 0.02;
+                assert!(share >= q && share <= at_most, "function {n}, {q}: {share}");
+            }
+        }
+        assert_eq!(histogram.magnitude_quantile(0.3, |x| x.max(0.0)), Some(0.0));
+        assert_eq!(Histogram::default().magnitude_quantile(0.5, |x| x), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod text;
 use relufy_data::Progress;
 use relufy_model::{Decoder, DensityTap, Point, Side, Tap, Tokens, Want};
 use relufy_spec::Site;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use histogram::EDGES;
 pub use histogram::Histogram;
@@ -40,7 +40,7 @@ impl Default for Options {
 }
 
 /// What was measured.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
     /// Tokens that went through the model.
     pub tokens: u64,
@@ -51,7 +51,7 @@ pub struct Calibration {
 }
 
 /// One layer, by site.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerCalibration {
     /// The input of the query, key and value projections.
     pub qkv: SiteCalibration,
@@ -65,7 +65,7 @@ pub struct LayerCalibration {
 }
 
 /// One site of one layer.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SiteCalibration {
     /// The share of non-zeros among what the matrices read.
     pub density: f64,
@@ -79,7 +79,7 @@ pub struct SiteCalibration {
 }
 
 /// A share of values, and the value below which they lie.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Quantile {
     /// The share.
     pub q: f64,

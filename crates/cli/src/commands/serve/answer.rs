@@ -67,6 +67,7 @@ pub async fn answer(
         id: format!("{prefix}-{:016x}", ids::random()),
         created: ids::now(),
         model: app.name.clone(),
+        fingerprint: app.inexact.clone(),
     };
     if stream {
         return Ok(Pieces { reply, receipt, usage, texts, include_usage }.answer(events));

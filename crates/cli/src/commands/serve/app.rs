@@ -23,6 +23,8 @@ pub struct App {
     /// Rows of the embedding: ids are below.
     pub vocab: usize,
     pub max_positions: usize,
+    /// In what way answers are not exactly the model's, where they are not.
+    pub inexact: Option<String>,
     /// How messages become text, where the server was told.
     pub template: Option<ChatTemplate>,
     /// Hash of the key that clients need.
@@ -35,8 +37,12 @@ pub struct App {
 impl App {
     /// The model as `/v1/models` shows it.
     pub fn card(&self) -> Value {
-        json!({"id": self.name, "object": "model", "created": self.created, "owned_by": "relufy",
-            "max_model_len": self.max_positions})
+        let mut card = json!({"id": self.name, "object": "model", "created": self.created,
+            "owned_by": "relufy", "max_model_len": self.max_positions});
+        if let Some(inexact) = &self.inexact {
+            card["inexact"] = inexact.as_str().into();
+        }
+        card
     }
 
     /// Token ids of what is asked, with the room that each leaves.

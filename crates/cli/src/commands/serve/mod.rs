@@ -107,6 +107,7 @@ impl Serve {
             tokenizer: tokenizer.clone(),
             vocab: checkpoint.config().spec.vocab,
             max_positions: checkpoint.config().spec.max_positions,
+            inexact: self.engine.inexact(),
             template,
             key: self.api_key.map(|key| blake3::hash(key.as_bytes())),
             timeout: Duration::from_secs(self.timeout.into()),

@@ -13,6 +13,8 @@ pub struct Reply {
     /// Seconds since 1970.
     pub created: u64,
     pub model: String,
+    /// What clients should know of how the model is computed.
+    pub fingerprint: Option<String>,
 }
 
 /// How many tokens went in and came out.
@@ -101,7 +103,11 @@ impl Reply {
             (Kind::Chat, false) => "chat.completion",
             (Kind::Chat, true) => "chat.completion.chunk",
         };
-        json!({"id": self.id, "object": object, "created": self.created, "model": self.model,
-            "choices": choices})
+        let mut body = json!({"id": self.id, "object": object, "created": self.created,
+            "model": self.model, "choices": choices});
+        if let Some(fingerprint) = &self.fingerprint {
+            body["system_fingerprint"] = fingerprint.as_str().into();
+        }
+        body
     }
 }
