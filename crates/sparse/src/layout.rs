@@ -7,7 +7,8 @@ use relufy_spec::flops::SiteDensities;
 use crate::thresholds::SiteThresholds;
 
 /// So many times the bytes must a gated MLP read with `up` by neuron before `up` is stored by input:
-/// a neuron's two rows side by side are read faster than rows of two matrices.
+/// a neuron's two rows side by side are read faster than rows of two matrices. Measured, time breaks
+/// even at about 1.1, in f16 and int8; at 1.2 a token is 5 to 10 % faster.
 const CLEARLY: f64 = 1.2;
 
 /// For each matrix whether its rows are inputs, so that zeros among them are skipped; else they are
