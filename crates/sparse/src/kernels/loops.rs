@@ -23,13 +23,18 @@ pub(super) struct Listed<'a, W> {
     pub n: usize,
 }
 
-impl<W> Listed<'_, W> {
+impl<'a, W> Listed<'a, W> {
+    /// Those in a part of the list.
+    pub fn part(&self, part: std::ops::Range<usize>) -> Listed<'a, W> {
+        Listed { list: &self.list[part], base: self.base, stride: self.stride, n: self.n }
+    }
+
     /// Where rows `k..k + R` of the list start; the last again past its end.
     ///
     /// # Safety
     /// The list is not empty.
     #[inline(always)]
-    unsafe fn at<const R: usize>(&self, k: usize) -> [*const W; R] {
+    pub unsafe fn at<const R: usize>(&self, k: usize) -> [*const W; R] {
         let last = self.list.len() - 1;
         let mut rows = [self.base; R];
         for (r, row) in rows.iter_mut().enumerate() {
@@ -43,8 +48,11 @@ impl<W> Listed<'_, W> {
 }
 
 /// Asks for what will be read at element `i + AHEAD` of rows of `n` elements that `next` follow.
+///
+/// # Safety
+/// The instruction set is there.
 #[inline(always)]
-unsafe fn look_ahead<L: Load<W>, W, const R: usize>(
+pub(super) unsafe fn look_ahead<L: Load<W>, W, const R: usize>(
     rows: &[*const W; R],
     next: &[*const W; R],
     i: usize,
@@ -190,6 +198,7 @@ pub(super) unsafe fn add_rows<L: Load<W> + Load<f32>, W>(
 }
 
 /// What joins a neuron's two rows: `v = gate (up . x * up_scale + bias)`, `y += v down_scale down`.
+#[derive(Clone, Copy)]
 pub(super) struct Joint<'a> {
     /// The gate's activation, one for each listed neuron.
     pub gate: &'a [f32],
@@ -204,7 +213,7 @@ pub(super) struct Joint<'a> {
 impl Joint<'_> {
     /// The product at the neuron, and the factor of its row of `down`.
     #[inline(always)]
-    fn product(&self, neuron: usize, gate: f32, dot: f32) -> (f32, f32) {
+    pub fn product(&self, neuron: usize, gate: f32, dot: f32) -> (f32, f32) {
         let up = dot * self.up_scales.get(neuron).copied().unwrap_or(1.0)
             + self.bias.get(neuron).copied().unwrap_or(0.0);
         let product = gate * up;

@@ -9,6 +9,8 @@ mod loops;
 mod portable;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 use std::ops::Range;
 
@@ -22,6 +24,9 @@ use crate::matrix::{PAD, Rows, padded};
 /// An instruction set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Isa {
+    /// AVX-512, and integer products for [`Format::Int8`].
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -43,7 +48,13 @@ impl Isa {
             let avx2 = is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("f16c");
-            if avx2 && is_x86_feature_detected!("avx512f") {
+            let avx512 = avx2 && is_x86_feature_detected!("avx512f");
+            let integer =
+                is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni");
+            if avx512 && integer {
+                sets.push(Isa::Avx512Vnni);
+            }
+            if avx512 {
                 sets.push(Isa::Avx512);
             }
             if avx2 {
@@ -62,13 +73,15 @@ macro_rules! dispatch {
             Format::F32 => { type $W = f32; dispatch!(@isa $isa, $f, $W, ($($arg),*)) }
             Format::F16 => { type $W = F16; dispatch!(@isa $isa, $f, $W, ($($arg),*)) }
             Format::Bf16 => { type $W = Bf16; dispatch!(@isa $isa, $f, $W, ($($arg),*)) }
+            #[cfg(target_arch = "x86_64")]
+            Format::Int8 if $isa == Isa::Avx512Vnni => { type $W = i8; vnni::$f($($arg),*) }
             Format::Int8 => { type $W = i8; dispatch!(@isa $isa, $f, $W, ($($arg),*)) }
         }
     };
     (@isa $isa:expr, $f:ident, $W:ident, ($($arg:expr),*)) => {
         match $isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => compiled::avx512::$f::<$W>($($arg),*),
+            Isa::Avx512Vnni | Isa::Avx512 => compiled::avx512::$f::<$W>($($arg),*),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => compiled::avx2::$f::<$W>($($arg),*),
             Isa::Portable => loops::$f::<Portable, $W>($($arg),*),
