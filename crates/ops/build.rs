@@ -19,25 +19,41 @@ fn main() {
 
 /// One fat binary for each `cu/*.cu`.
 fn compile_kernels() {
-    let sources = match std::fs::read_dir("cu") {
-        Ok(entries) => entries.flatten().map(|entry| entry.path()),
+    let mut files: Vec<PathBuf> = match std::fs::read_dir("cu") {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
         Err(error) => fail(&format!("cannot list cu: {error}")),
     };
+    files.sort();
+    let with = |wanted: &str| {
+        let wanted = wanted.to_owned();
+        files.iter().filter(move |path| path.extension().is_some_and(|ext| *ext == *wanted))
+    };
+    let read = |path: &PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+    let headers: String = with("cuh").map(read).collect();
     let mut running = Vec::new();
-    for source in sources.filter(|path| path.extension().is_some_and(|ext| ext == "cu")) {
+    for source in with("cu") {
         let name = source.file_stem().unwrap_or_default();
         let image = out_dir().join(name).with_extension("fatbin");
         let mut command = Command::new(nvcc());
         command.args(["-fatbin", "-O3", "-std=c++17", "-lineinfo", "-Wno-deprecated-gpu-targets"]);
-        command.args(targets()).arg("-o").arg(&image).arg(&source);
+        command.args(targets()).arg("-o").arg(&image).arg(source);
+        // A change of one kernel leads here, and some take a minute.
+        let made_of = format!("{command:?}\n{headers}\n{}", read(source));
+        let stamp = image.with_extension("stamp");
+        if image.is_file() && std::fs::read_to_string(&stamp).is_ok_and(|known| known == made_of) {
+            continue;
+        }
         match command.spawn() {
-            Ok(child) => running.push((source, child)),
+            Ok(child) => running.push((source, child, stamp, made_of)),
             Err(error) => fail(&format!("cannot start {:?}: {error}", command.get_program())),
         }
     }
-    for (source, mut child) in running {
+    for (source, mut child, stamp, made_of) in running {
         if !child.wait().is_ok_and(|status| status.success()) {
             fail(&format!("nvcc could not compile {}", source.display()));
+        }
+        if let Err(error) = std::fs::write(&stamp, made_of) {
+            fail(&format!("cannot write {}: {error}", stamp.display()));
         }
     }
 }

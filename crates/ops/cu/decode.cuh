@@ -201,9 +201,12 @@ __device__ __forceinline__ float curve_value(int kind, float p, float x) {
     return closed ? 0.f : y;
 }
 
-// A value under a mask: 0, or its magnitude plus what makes it differ from 0.
+// What makes a value under a mask differ from 0.
+constexpr float FORCED = 1e-3f;
+
+// A value under a mask: 0, or its magnitude and a little.
 __device__ __forceinline__ float forced(float v, const float* mask, int at) {
-    return mask ? __ldg(mask + at) * (fabsf(v) + 1e-3f) : v;
+    return mask ? __ldg(mask + at) * (fabsf(v) + FORCED) : v;
 }
 
 // What follows the norm.
@@ -223,10 +226,15 @@ __device__ __forceinline__ void prefetch_parameters(const Feed& f) {
     }
 }
 
+// A sum with its bias, and under the cap.
+__device__ __forceinline__ float finished(const Out& o, int column, float v) {
+    if (o.bias) v += __ldg(o.bias + column);
+    return o.softcap > 0.f ? o.softcap * tanhf(v / o.softcap) : v;
+}
+
 // A sum becomes a result.
 __device__ __forceinline__ void put(const Out& o, int b, int column, float v) {
-    if (o.bias) v += __ldg(o.bias + column);
-    if (o.softcap > 0.f) v = o.softcap * tanhf(v / o.softcap);
+    v = finished(o, column, v);
     float* y = o.y + static_cast<long long>(b) * o.outputs + column;
     *y = o.add ? load(y) + v : v;
 }

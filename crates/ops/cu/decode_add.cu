@@ -39,29 +39,48 @@ __device__ __forceinline__ void load_values(float (&v)[B], const float* values) 
     }
 }
 
-// Copies inputs `start..start+n` to shared memory, `[n][B]`; `each` sees every value. A thread has
-// the same places as in later passes, so nobody need wait.
+// What is done to inputs in front of a matrix, in shared memory: what no kernel writes, so it is
+// read before the wait. Null where there is none.
+struct Parameters {
+    float *gain, *bias, *mask, *unit;
+};
+
+// Every thread has the same inputs in every pass over them: each THREADSth. Loops stay small: the
+// code of a kernel comes from memory too, and runs once.
+__device__ __forceinline__ void read_parameters(const Parameters& p, const Feed& f,
+                                                const float* scales, int start, int n) {
+#pragma unroll 1
+    for (int which = 0; which < 4; which++) {
+        float* to = which == 0 ? p.gain : which == 1 ? p.bias : which == 2 ? p.mask : p.unit;
+        const float* from = which == 0 ? f.gain : which == 1 ? f.bias : which == 2 ? f.mask : scales;
+        if (!to) continue;
+#pragma unroll 8
+        for (int i = threadIdx.x; i < n; i += THREADS) to[i] = __ldg(from + start + i);
+    }
+}
+
+// Copies inputs `start..start+n` to shared memory, `[n][B]`; `each` sees every value.
 template <int B, typename F>
-__device__ __forceinline__ void stage(const Feed& f, int start, int n, float* values, bool keep,
-                                      F each) {
-    constexpr int U = 16 / B;
+__device__ __forceinline__ void stage(const Feed& f, int start, int n, float* values, F each) {
+    constexpr int U = 8 / B;
+#pragma unroll 1
     for (int first = threadIdx.x; first < n; first += U * THREADS) {
-        float v[B][U];
+        float v[U][B];
 #pragma unroll
-        for (int b = 0; b < B; b++) {
-            const float* x = f.x + static_cast<long long>(b) * f.width + start;
+        for (int u = 0; u < U; u++)
 #pragma unroll
-            for (int u = 0; u < U; u++) v[b][u] = load(x + min(first + u * THREADS, n - 1));
-        }
+            for (int b = 0; b < B; b++)
+                v[u][b] = load(f.x + static_cast<long long>(b) * f.width + start +
+                               min(first + u * THREADS, n - 1));
 #pragma unroll
         for (int u = 0; u < U; u++) {
             const int i = first + u * THREADS;
-            if (i >= n) break;
+            if (i < n)
 #pragma unroll
-            for (int b = 0; b < B; b++) {
-                if (keep) values[i * B + b] = v[b][u];
-                each(b, v[b][u]);
-            }
+                for (int b = 0; b < B; b++) {
+                    values[i * B + b] = v[u][b];
+                    each(b, v[u][b]);
+                }
         }
     }
 }
@@ -80,7 +99,6 @@ struct Adder {
 
     struct Rows {
         Packed<W, N> w[AHEAD];
-        int at[AHEAD];  // -1 behind the end
     };
 
     __device__ __forceinline__ void read(Rows& rows, int p, int end) {
@@ -88,24 +106,23 @@ struct Adder {
         for (int u = 0; u < AHEAD; u++) {
             const int q = p + u * groups;
             const bool there = mine && q < end;
-            rows.at[u] = there ? list[q] : -1;
-            load_weights(rows.w[u], weights + (there ? rows.at[u] * stride : 0), there);
+            load_weights(rows.w[u], weights + (there ? list[q] * stride : 0), there);
         }
     }
 
-    __device__ __forceinline__ void add(const Rows& rows) {
+    // Where a row came from is looked up again: registers are for rows on their way.
+    __device__ __forceinline__ void add(const Rows& rows, int p, int end) {
 #pragma unroll
         for (int u = 0; u < AHEAD; u++) {
+            const int q = p + u * groups;
+            if (q >= end) break;
             float x[B], w[N];
-            load_values<B>(x, values + max(rows.at[u], 0) * B);
+            load_values<B>(x, values + list[q] * B);
             unpack(rows.w[u], w);
 #pragma unroll
-            for (int b = 0; b < B; b++) {
-                // Not times a zero weight: the value may be infinite.
-                const float v = rows.at[u] < 0 ? 0.f : x[b];
+            for (int b = 0; b < B; b++)
 #pragma unroll
-                for (int k = 0; k < N; k++) acc[b][k] = fmaf(v, w[k], acc[b][k]);
-            }
+                for (int k = 0; k < N; k++) acc[b][k] = fmaf(x[b], w[k], acc[b][k]);
         }
     }
 
@@ -116,10 +133,11 @@ struct Adder {
         const int step = AHEAD * groups;
         read(one, p, end);
         read(other, p + step, end);
+#pragma unroll 1
         for (; p < end; p += 2 * step) {
-            add(one);
+            add(one, p, end);
             read(one, p + 2 * step, end);
-            add(other);
+            add(other, p + step, end);
             read(other, p + 3 * step, end);
         }
     }
@@ -132,43 +150,52 @@ __device__ __forceinline__ void add(const Add& a) {
     __shared__ unsigned marks[32];
     __shared__ unsigned arrived;
     const Feed& f = a.feed;
-    const int t = threadIdx.x, lane = t & 31;
-    float* values = reinterpret_cast<float*>(shared);                     // [chunk][B]
-    unsigned* bits = reinterpret_cast<unsigned*>(values + a.chunk * B);   // [chunk / 32]
-    unsigned* before = bits + a.chunk / 32;                               // [chunk / 32]
-    unsigned short* list = reinterpret_cast<unsigned short*>(before + a.chunk / 32);  // [chunk]
-
+    const int t = threadIdx.x;
+    float* values = reinterpret_cast<float*>(shared);  // [chunk][B]
+    float* next = values + a.chunk * B;
+    const auto room = [&](bool there) {
+        float* at = there ? next : nullptr;
+        next += there ? a.chunk : 0;
+        return at;
+    };
+    Parameters p;
+    p.gain = room(f.normed);
+    p.bias = room(f.normed && f.bias);
+    p.mask = room(f.mask);
+    p.unit = room(a.scales);
+    unsigned short* list = reinterpret_cast<unsigned short*>(next);  // [chunk]
+    const int width = f.width;
     release_next();
-    prefetch_parameters(f);
+    read_parameters(p, f, a.scales, 0, min(a.chunk, width));
     wait_for_previous();
 
-    const int width = f.width;
-    const bool whole = width <= a.chunk;
     const bool first_block = blockIdx.x == 0 && blockIdx.y == 0;
     float mean[B], factor[B];
+#pragma unroll
+    for (int b = 0; b < B; b++) mean[b] = 0.f;
+    // A row wider than a chunk passes through, and is read again.
     if (f.normed) {
-        float sum[B];
+#pragma unroll 1
+        for (int pass = f.centred ? 0 : 1; pass < 2; pass++) {
+            float sum[B];
 #pragma unroll
-        for (int b = 0; b < B; b++) sum[b] = mean[b] = 0.f;
-        stage<B>(f, 0, width, values, whole,
-                 [&](int b, float v) { sum[b] += f.centred ? v : v * v; });
-        block_sums<B>(sum, scratch);
-        if (f.centred) {
-#pragma unroll
-            for (int b = 0; b < B; b++) mean[b] = sum[b] / width, sum[b] = 0.f;
-            const auto each = [&](int b, float v) { sum[b] += (v - mean[b]) * (v - mean[b]); };
-            if (whole) {
-                for (int i = t; i < width; i += THREADS)
-#pragma unroll
-                    for (int b = 0; b < B; b++) each(b, values[i * B + b]);
-            } else {
-                stage<B>(f, 0, width, values, false, each);
-            }
+            for (int b = 0; b < B; b++) sum[b] = 0.f;
+#pragma unroll 1
+            for (int start = 0; start < width; start += a.chunk)
+                stage<B>(f, start, min(a.chunk, width - start), values, [&](int b, float v) {
+                    const float d = v - mean[b];
+                    sum[b] += pass ? d * d : d;
+                });
             block_sums<B>(sum, scratch);
-        }
 #pragma unroll
-        for (int b = 0; b < B; b++) factor[b] = 1.f / sqrtf(sum[b] / width + f.eps);
+            for (int b = 0; b < B; b++)
+                if (pass)
+                    factor[b] = 1.f / sqrtf(sum[b] / width + f.eps);
+                else
+                    mean[b] = sum[b] / width;
+        }
     }
+    const bool staged = f.normed && width <= a.chunk;
 
     Adder<W, B, N> adder;
 #pragma unroll
@@ -188,45 +215,41 @@ __device__ __forceinline__ void add(const Add& a) {
 #pragma unroll
     for (int b = 0; b < B; b++) counts[b] = 0;
 
+#pragma unroll 1
     for (int start = 0; start < width; start += a.chunk) {
         const int n = min(a.chunk, width - start);
-        const int words = (n + 31) / 32;
-        // The list and values of the chunk before are no longer read.
-        if (start > 0) __syncthreads();
-        if (!(f.normed && whole)) stage<B>(f, start, n, values, true, [](int, float) {});
-        for (int i = t; i < words * 32; i += THREADS) {
+        if (start > 0) {
+            // The list and values of the chunk before are no longer read.
+            __syncthreads();
+            read_parameters(p, f, a.scales, start, n);
+        }
+        if (!staged) stage<B>(f, start, n, values, [](int, float) {});
+        // Which of this thread's inputs are not zero: a chunk has at most 32 of each.
+        unsigned which = 0, bit = 1;
+#pragma unroll 1
+        for (int i = t; i < n; i += THREADS, bit <<= 1) {
+            const float gain = p.gain ? p.gain[i] : 1.f, bias = p.bias ? p.bias[i] : 0.f;
+            const float mask = p.mask ? p.mask[i] : 0.f, unit = p.unit ? p.unit[i] : 1.f;
             bool any = false;
-            if (i < n) {
-                const int at = start + i;
-                const float gain = f.normed ? __ldg(f.gain + at) : 1.f;
-                const float bias = f.normed && f.bias ? __ldg(f.bias + at) : 0.f;
-                const float unit = a.scales ? __ldg(a.scales + at) : 1.f;
 #pragma unroll
-                for (int b = 0; b < B; b++) {
-                    float v = values[i * B + b];
-                    if (f.normed) v = (v - mean[b]) * factor[b] * gain + bias;
-                    v = entered(f, v, at);
-                    if (first_block && f.h) f.h[static_cast<long long>(b) * width + at] = v;
-                    counts[b] += v != 0.f;
-                    any |= v != 0.f;
-                    values[i * B + b] = v * unit;
-                }
+            for (int b = 0; b < B; b++) {
+                float v = values[i * B + b];
+                if (f.normed) v = (v - mean[b]) * factor[b] * gain + bias;
+                v = curve_value(f.op, f.op_p, v);
+                if (p.mask) v = mask * (fabsf(v) + FORCED);
+                v = curve_value(f.then, f.then_p, v);
+                if (first_block && f.h) f.h[static_cast<long long>(b) * width + start + i] = v;
+                counts[b] += v != 0.f;
+                any |= v != 0.f;
+                values[i * B + b] = v * unit;
             }
-            const unsigned which = __ballot_sync(FULL, any);
-            if (lane == 0) bits[i / 32] = which;
-            any_count += any;
+            if (any) which |= bit;
         }
-        __syncthreads();
-        // A chunk has at most as many words as a block has threads.
+        // The list has each thread's inputs, thread by thread: always in the same order.
         unsigned total;
-        const unsigned mine = block_before(t < words ? __popc(bits[t]) : 0, marks, total);
-        if (t < words) before[t] = mine;
-        __syncthreads();
-        for (int i = t; i < n; i += THREADS) {
-            const unsigned which = bits[i / 32];
-            if (which >> lane & 1)
-                list[before[i / 32] + __popc(which & ((1u << lane) - 1))] = i;
-        }
+        unsigned to_write = block_before(__popc(which), marks, total);
+        any_count += __popc(which);
+        for (; which; which &= which - 1) list[to_write++] = t + (__ffs(which) - 1) * THREADS;
         __syncthreads();
         const int from = total * blockIdx.y / a.shares, to = total * (blockIdx.y + 1) / a.shares;
         adder.weights = static_cast<const W*>(a.weights) + start * a.stride + column;
@@ -238,7 +261,15 @@ __device__ __forceinline__ void add(const Add& a) {
     float* sums = reinterpret_cast<float*>(shared);  // [groups][columns]
     float* parts = sums + THREADS * N;               // [THREADS / columns][columns]
     const int per = THREADS / a.columns, c = t % a.columns, part = t / a.columns;
-    float total[B];
+    float total[B], before[B];
+    const int output = blockIdx.x * a.columns + t;
+    const bool puts = t < a.columns && output < a.out.outputs;
+    // On its way while sums are made: nobody else writes it.
+#pragma unroll
+    for (int b = 0; b < B; b++)
+        before[b] = puts && a.out.add
+                        ? load(a.out.y + static_cast<long long>(b) * a.out.outputs + output)
+                        : 0.f;
     __syncthreads();
 #pragma unroll
     for (int b = 0; b < B; b++) {
@@ -284,10 +315,12 @@ __device__ __forceinline__ void add(const Add& a) {
             }
         }
     }
-    const int output = blockIdx.x * a.columns + t;
-    if (t < a.columns && output < a.out.outputs)
+    if (puts)
 #pragma unroll
-        for (int b = 0; b < B; b++) put(a.out, b, output, total[b]);
+        for (int b = 0; b < B; b++) {
+            const float sum = finished(a.out, output, total[b]);
+            a.out.y[static_cast<long long>(b) * a.out.outputs + output] = before[b] + sum;
+        }
 }
 
 #define ENTRY(SUFFIX, W, B, N)                                                                \

@@ -78,6 +78,14 @@ pub(super) struct Feed {
     then_p: f32,
 }
 
+impl Feed {
+    /// How many lists of numbers, one for each input, it takes.
+    pub(super) fn parameters(&self) -> usize {
+        let lists = [self.normed != 0, self.normed != 0 && self.bias != 0, self.mask != 0];
+        lists.into_iter().filter(|there| *there).count()
+    }
+}
+
 impl Input<'_> {
     /// Batch, and what the kernels take.
     pub(super) fn feed(&self, op: &'static str) -> Result<(usize, Feed)> {

@@ -76,12 +76,22 @@ pub struct Tiles {
 }
 
 impl Tiles {
-    /// What was measured best for so many outputs on a GPU of so many multiprocessors.
+    /// The shortest way for so many outputs on a GPU of so many multiprocessors: one block on
+    /// each, so that the next kernel's find room beside them, with as few columns for a share as
+    /// that leaves.
     pub fn best(outputs: usize, processors: usize) -> Tiles {
-        let columns = 256;
-        let tiles = outputs.div_ceil(columns);
-        let shares = (2 * processors / tiles).clamp(1, Room::SHARES);
-        Tiles { columns, shares }
+        let widths = (1..=16).map(|n| 32 * n);
+        let all = widths.map(|columns| {
+            let tiles = outputs.div_ceil(columns);
+            Tiles { columns, shares: (processors / tiles).clamp(1, Room::SHARES) }
+        });
+        // Adding up the shares takes a while, and short rows read slower.
+        let cost = |tiles: &Tiles| {
+            let blocks = outputs.div_ceil(tiles.columns) * tiles.shares;
+            let columns = blocks.div_ceil(processors) * tiles.columns / tiles.shares;
+            columns + if tiles.shares > 1 { 12 } else { 0 } + if tiles.columns < 64 { 8 } else { 0 }
+        };
+        all.min_by_key(cost).unwrap_or(Tiles { columns: 256, shares: 1 })
     }
 }
 
@@ -132,8 +142,11 @@ pub fn project_by_input_in(
 ) -> Result<()> {
     const OP: &str = "projection by input";
     const THREADS: usize = 512;
-    /// Bytes of shared memory for what enters.
-    const SHARED: usize = 16 << 12;
+    /// Bytes of shared memory for what enters: two kernels find room on a multiprocessor.
+    const SHARED: usize = 108 << 10;
+    /// Inputs that a block's threads read at once, four each, and how often they do so at most.
+    const STEP: usize = 4 * THREADS;
+    const STEPS: usize = 8;
     let (batch, feed) = input.feed(OP)?;
     ensure_shape(input.x, OP, "x", &[batch, matrix.rows()])?;
     let outputs = matrix.cols();
@@ -143,7 +156,13 @@ pub fn project_by_input_in(
     let most = (room.floats / (batch * blocks * columns)).min(Room::SHARES);
     // Where nothing is counted the room does not matter.
     let shares = if blocks > Room::COUNTERS { 1 } else { tiles.shares.min(most).max(1) };
-    let chunk = (SHARED / 4 / batch).min(matrix.rows().next_multiple_of(THREADS));
+    // An input's values in all rows, what is done to them, and its place in the list.
+    let parameters = feed.parameters() + usize::from(matrix.format() == Format::Int8);
+    let entry = 4 * batch + 4 * parameters + 2;
+    let chunk = match SHARED / entry / STEP * STEP {
+        most if most < matrix.rows() => most.min(STEPS * STEP),
+        _ => matrix.rows().next_multiple_of(8).min(STEPS * STEP),
+    };
     let add = Add {
         feed,
         out,
@@ -157,9 +176,8 @@ pub fn project_by_input_in(
         chunk: chunk as i32,
         pad: 0,
     };
-    // Values, their list, and the bits that say which are not zero with the count before each
-    // word; later the sums of the groups, up to 16 columns a thread and two results a column.
-    let listed = chunk * (4 * batch + 2) + chunk / 32 * 8;
+    // Later the sums of the groups, up to 16 columns a thread and two results a column.
+    let listed = chunk * entry;
     let sums = 4 * THREADS * (per_thread(matrix.format(), batch) + 1);
     let grid = Grid {
         blocks: (blocks as u32, shares as u32, 1),
