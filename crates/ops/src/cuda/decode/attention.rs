@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::rope::{RopePairs, RopeTable};
 
 static MODULE: Module = module!("decode_attention");
+static BF16: Module = module!("decode_attention_bf16");
 const OP: &str = "attention of a token";
 
 /// The keys and values of some sequences in one layer, `[batch, kv_heads, context, head_dim]`.
@@ -158,7 +159,7 @@ impl AttentionPlan {
     }
 }
 
-/// `Attend` of `cu/decode_attention.cu`.
+/// `Attend` of `cu/decode_attention.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Attend {
@@ -232,9 +233,8 @@ pub fn attend(
         return Err(Error::Shape { op: OP, tensor: "cache", expected, found });
     }
     let group = heads.heads / heads.kv_heads;
-    // Queries of one block, which reads its keys once for all of them.
-    let wide = group.next_power_of_two().min(8);
-    let chunks = group.div_ceil(wide);
+    let kernel = Kernel::of(cache.format, group, dim);
+    let chunks = group.div_ceil(kernel.wide);
     let blocks = heads.kv_heads * chunks;
     let needs = batch * heads.heads * Room::SPLITS * (dim + 2);
     if needs > room.floats || blocks * batch > Room::COUNTERS {
@@ -281,13 +281,46 @@ pub fn attend(
         alibi_bf16: i32::from(alibi.is_some_and(|alibi| alibi.bf16)),
         chunks: chunks as i32,
     };
-    let name = format!("attend_{}_{wide}", cache.format.name());
-    let splits = splits(cache.gpu.processors as usize, blocks * batch);
-    let grid = Grid { blocks: (blocks as u32, splits as u32, batch as u32), ..Grid::new(1, 128) };
-    queue(&cache.gpu, OP, (&MODULE, &name), grid, &attend)
+    let splits = splits(kernel.resident * cache.gpu.processors as usize, blocks * batch);
+    let grid = Grid {
+        blocks: (blocks as u32, splits as u32, batch as u32),
+        ..Grid::new(1, kernel.threads)
+    };
+    queue(&cache.gpu, OP, (kernel.module, &kernel.name), grid, &attend)
 }
 
-/// Parts of the keys: enough blocks for two on each multiprocessor.
-fn splits(processors: usize, blocks: usize) -> usize {
-    (2 * processors).div_ceil(blocks).clamp(1, Room::SPLITS)
+/// What a cache is read by.
+struct Kernel {
+    module: &'static Module,
+    name: String,
+    threads: u32,
+    /// Query heads of one block, which reads its keys once for all of them.
+    wide: usize,
+    /// Blocks that are on a multiprocessor at a time.
+    resident: usize,
+}
+
+impl Kernel {
+    /// The one for groups of `group` query heads of `dim` columns.
+    fn of(format: Format, group: usize, dim: usize) -> Kernel {
+        if format != Format::Bf16 {
+            let wide = group.next_power_of_two().min(8);
+            let name = format!("attend_{}_{wide}", format.name());
+            return Kernel { module: &MODULE, name, threads: 128, wide, resident: 2 };
+        }
+        let wide = if group > 8 { 16 } else { 8 };
+        let columns = dim.next_power_of_two().clamp(64, 256);
+        let name = format!("attend_bf16_{columns}_{wide}");
+        // Heads of more columns have more registers.
+        let resident = if columns == 64 { 2 } else { 1 };
+        Kernel { module: &BF16, name, threads: 256, wide, resident }
+    }
+}
+
+/// The most parts of a sequence's keys where `slots` blocks run at a time: the fewest that keep
+/// all of them busy, as far as a tenth of the time.
+fn splits(slots: usize, blocks: usize) -> usize {
+    let time = |splits: usize| (blocks * splits).div_ceil(slots) as f64 / splits as f64;
+    let better = |best: usize, n: usize| if time(n) < 0.9 * time(best) { n } else { best };
+    (2..=Room::SPLITS).fold(1, better)
 }
