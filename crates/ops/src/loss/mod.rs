@@ -105,17 +105,23 @@ pub(crate) enum Sums {
     Later(crate::cuda::later::Later<2>),
 }
 
+impl Sums {
+    fn wait(self) -> Result<[f64; 2]> {
+        match self {
+            Sums::Known(sums) => Ok(sums),
+            #[cfg(feature = "cuda")]
+            Sums::Later(sums) => sums.wait(OP),
+        }
+    }
+}
+
 impl Queued {
     /// Waits for the sums, not for what was queued after them.
     ///
     /// # Errors
     /// What the work failed with.
     pub fn wait(self) -> Result<LossOut> {
-        let [sum, kl_sum] = match self.sums {
-            Sums::Known(sums) => sums,
-            #[cfg(feature = "cuda")]
-            Sums::Later(sums) => sums.wait(OP)?,
-        };
+        let [sum, kl_sum] = self.sums.wait()?;
         Ok(LossOut { sum, count: self.count, kl_sum, dh: self.dh })
     }
 }

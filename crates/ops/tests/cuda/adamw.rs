@@ -236,7 +236,8 @@ fn states_of(place: Place, tensors: &[Tensor]) -> Vec<State> {
 }
 
 fn clips_to_the_norm() {
-    let rows: Rows<'_> = Some(&[0..1]);
+    let first = 0..1;
+    let rows: Rows<'_> = Some(std::slice::from_ref(&first));
     for (limit, rows) in [(0.0, None), (1.0, None), (1e9, None), (0.5, rows)] {
         let on_host: Place = |t, _| t.copy().unwrap();
         let (host, gradients) = (states_of(on_host, &tensors(0)), tensors(1));
