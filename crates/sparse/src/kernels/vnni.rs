@@ -48,8 +48,8 @@ fn halves(q: i32) -> (i8, i8) {
 /// finite, or too small to divide by.
 #[inline(always)]
 fn unit(values: &[f32]) -> Option<f32> {
-    // A sum of differences is zero, or not a number where one value is not finite.
-    let finite = values.iter().fold(0.0f32, |sum, v| sum + (v - v)) == 0.0;
+    // Zero times what is not finite is not a number, and stays that in a sum.
+    let finite = values.iter().fold(0.0f32, |sum, v| sum + v * 0.0) == 0.0;
     let most = values.iter().fold(0.0f32, |most, v| most.max(v.abs()));
     (finite && most > 1e-30).then_some(most / MOST)
 }
