@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// How a weight is stored. Arithmetic is f32 in each.
+/// How a weight is stored. Arithmetic is f32, but for [`Format::Int8`] where the processor has AVX-512
+/// VNNI: there the other factor is rounded to 16 bits and products are exact integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
