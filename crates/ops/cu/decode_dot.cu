@@ -10,6 +10,9 @@
 constexpr int WARPS = 16;
 // Sums of a tile: rows times batch.
 constexpr int SLOTS = 512;
+// Bytes of its rows that a block asks for before it needs them: those that memory delivers while
+// the kernel before ends, and then what a thread's registers have no room for.
+constexpr int AHEAD = 128 << 10;
 
 // As in src/cuda/decode/rows.rs.
 struct Dot {
@@ -27,31 +30,62 @@ struct Dot {
     float act_p;
     int then;
     float then_p;
-    int words;
+    int rounds;
     int pad;
 };
 
 // What a row is: an output; a neuron's gate or its `up`, in turns; the `up` of a listed neuron.
 enum Kind { PLAIN, PAIR, LISTED };
 
-// Adds V values over the lanes of a warp: lane l holds the sum of value l / (32 / V).
-template <int V>
-__device__ __forceinline__ float fold(float (&v)[V], int lane) {
-    int d = 16;
+// Adds V values over the lanes of a warp: lane l holds the sum of value l / (32 / V). Each level
+// has an array of its own: in one array, by loops, 16 values would lie in memory.
+template <int V, int D = 16>
+__device__ __forceinline__ float fold(const float (&v)[V], int lane) {
+    if constexpr (V == 1) {
+        float sum = v[0];
 #pragma unroll
-    for (int n = V / 2; n > 0; n /= 2, d /= 2) {
-        const bool high = lane & d;
+        for (int d = D; d > 0; d /= 2) sum += __shfl_xor_sync(FULL, sum, d);
+        return sum;
+    } else {
+        const bool high = lane & D;
+        float half[V / 2];
 #pragma unroll
-        for (int i = 0; i < n; i++) {
-            const float keep = high ? v[i + n] : v[i];
-            const float give = high ? v[i] : v[i + n];
-            v[i] = keep + __shfl_xor_sync(FULL, give, d);
+        for (int i = 0; i < V / 2; i++) {
+            const float keep = high ? v[i + V / 2] : v[i];
+            const float give = high ? v[i] : v[i + V / 2];
+            half[i] = keep + __shfl_xor_sync(FULL, give, D);
         }
+        return fold<V / 2, D / 2>(half, lane);
     }
-    float sum = v[0];
-#pragma unroll
-    for (; d > 0; d /= 2) sum += __shfl_xor_sync(FULL, sum, d);
-    return sum;
+}
+
+// As `load`, of what nobody writes: it may be asked for before the wait, and stays there.
+__device__ __forceinline__ float load_constant(const float* p) {
+    float v;
+    asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(v) : "l"(p));
+    return v;
+}
+
+__device__ __forceinline__ float4 load_constant4(const float* p) {
+    float4 v;
+    asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(p));
+    return v;
+}
+
+// Asks for weights, a multiple of 16 bytes, that are read later: they come into L2.
+__device__ __forceinline__ void ask_for(const void* p, unsigned bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
+#endif
+}
+
+// The same of `n` floats that every thread of a block knows of.
+__device__ __forceinline__ void ask_for_floats(const float* p, int n) {
+    constexpr int LINE = 32;
+    for (int i = threadIdx.x * LINE; i < n + LINE - 1; i += blockDim.x * LINE)
+        prefetch(p + min(i, n - 1));
 }
 
 // N elements of a row of `width` from `at` on, zeros behind its end. What kernels write is read
@@ -63,26 +97,74 @@ __device__ __forceinline__ void load_row(float (&v)[N], const float* row, int at
         for (int i = 0; i < N; i += 4) {
             const bool in = at + i < width;
             const float* p = row + (in ? at + i : 0);
-            const float4 a =
-                WRITTEN ? load4(p) : __ldg(reinterpret_cast<const float4*>(p));
+            const float4 a = WRITTEN ? load4(p) : load_constant4(p);
             v[i] = in ? a.x : 0.f, v[i + 1] = in ? a.y : 0.f;
             v[i + 2] = in ? a.z : 0.f, v[i + 3] = in ? a.w : 0.f;
         }
     } else {
-#pragma unroll
+        // A rare way: it shall be short, since instructions have to be read, too.
+        float some[N];
+#pragma unroll 1
         for (int i = 0; i < N; i++) {
             const bool in = at + i < width;
             const float* p = row + (in ? at + i : 0);
-            const float a = WRITTEN ? load(p) : __ldg(p);
-            v[i] = in ? a : 0.f;
+            const float a = WRITTEN ? load(p) : load_constant(p);
+            some[i] = in ? a : 0.f;
         }
+#pragma unroll
+        for (int i = 0; i < N; i++) v[i] = some[i];
     }
+}
+
+// Whether a curve has no exponential.
+__device__ __forceinline__ bool is_straight(int kind) { return kind == 0 || kind >= 5; }
+
+// `curve_value` of such a curve.
+__device__ __forceinline__ float straight_value(int kind, float p, float x) {
+    const float y = kind == 6 ? x - p : x;
+    const bool closed = kind == 7 ? x < p : y <= 0.f;
+    return closed && kind != 0 ? 0.f : y;
+}
+
+// Weight `k`, a constant. Where `unpack` fills an array, the compiler writes that to memory each
+// time, though nobody reads it there.
+template <int N>
+__device__ __forceinline__ float weight_of(const Packed<float, N>& w, int k) {
+    return __uint_as_float(w.r[k]);
+}
+
+template <int N>
+__device__ __forceinline__ float weight_of(const Packed<bf16, N>& w, int k) {
+    return __uint_as_float(k % 2 ? w.r[k / 2] & 0xffff0000u : w.r[k / 2] << 16);
+}
+
+// As `unpack` does it.
+template <int N>
+__device__ __forceinline__ float weight_of(const Packed<int8_t, N>& w, int k) {
+    const unsigned positive = w.r[k / 4] ^ 0x80808080u;
+    return __uint_as_float(__byte_perm(positive, 0x4b000000u, 0x7440 | k % 4)) - 8388736.f;
+}
+
+// Sums over a block, in every thread. `scratch` holds 32 floats for each of the B, and is not used
+// for anything else.
+template <int B>
+__device__ __forceinline__ void sums_of_block(float (&v)[B], float* scratch) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+#pragma unroll
+    for (int b = 0; b < B; b++) {
+        v[b] = warp_sum(v[b]);
+        if (lane == 0) scratch[b * 32 + warp] = v[b];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int b = 0; b < B; b++) v[b] = warp_sum(lane < warps ? scratch[b * 32 + lane] : 0.f);
 }
 
 // A thread's part of what enters: N elements of a slab in all rows of the batch.
 template <int B, int N>
 struct Part {
     float x[B][N];
+    float gain[N], bias[N];
     float mean[B], factor[B];
 
     __device__ __forceinline__ void raw(const Feed& f, int at) {
@@ -91,96 +173,146 @@ struct Part {
             load_row<N, true>(x[b], f.x + static_cast<long long>(b) * f.width, at, f.width);
     }
 
+    // The norm's parameters.
+    __device__ __forceinline__ void parameters(const Feed& f, int at) {
+        if (!f.normed) return;
+        load_row<N, false>(gain, f.gain, at, f.width);
+        if (f.bias) load_row<N, false>(bias, f.bias, at, f.width);
+    }
+
     // What enters the matrix.
     __device__ __forceinline__ void finish(const Feed& f, int at) {
         if (f.normed) {
-            float gain[N], bias[N];
-            load_row<N, false>(gain, f.gain, at, f.width);
-#pragma unroll
-            for (int k = 0; k < N; k++) bias[k] = 0.f;
-            if (f.bias) load_row<N, false>(bias, f.bias, at, f.width);
 #pragma unroll
             for (int b = 0; b < B; b++)
 #pragma unroll
                 for (int k = 0; k < N; k++)
                     x[b][k] = (x[b][k] - mean[b]) * factor[b] * gain[k] + bias[k];
         }
-        if (f.op == 0 && f.then == 0 && !f.mask) return;
+        if (is_straight(f.op) && f.then == 0 && !f.mask) {
+            if (f.op == 0) return;
 #pragma unroll
-        for (int b = 0; b < B; b++)
+            for (int b = 0; b < B; b++)
 #pragma unroll
-            for (int k = 0; k < N; k++)
-                x[b][k] = at + k < f.width ? entered(f, x[b][k], at + k) : 0.f;
+                for (int k = 0; k < N; k++) x[b][k] = straight_value(f.op, f.op_p, x[b][k]);
+        } else {
+            // Rare, and long: once for all elements, and no call, which would want registers.
+            float some[B * N];
+#pragma unroll
+            for (int i = 0; i < B * N; i++) some[i] = x[i / N][i % N];
+#pragma unroll 1
+            for (int i = 0; i < B * N; i++) {
+                const int column = at + i % N;
+                if (column >= f.width) continue;
+                float v = some[i];
+#pragma unroll 1
+                for (int last = 0; last < 2; last++) {
+                    v = AnyCurve{last ? f.then : f.op, last ? f.then_p : f.op_p}.value(v);
+                    if (!last) v = forced(v, f.mask, column);
+                }
+                some[i] = v;
+            }
+#pragma unroll
+            for (int i = 0; i < B * N; i++) x[i / N][i % N] = some[i];
+        }
     }
 };
 
-// The neurons of this block, `list[hi - lo]`: an even share of those whose gate is not zero. The
-// others' products become 0.
+// The neurons of this block, `list[hi - lo]`: an even share of those whose gate is not zero, in an
+// order that is the same in all blocks. The others' products become 0. Adds what this thread
+// counted.
+//
+// In each of `d.rounds` a thread has 8 times 4 neurons and a word of bits for them. With all
+// threads' 4 side by side loads are contiguous.
 template <int B>
 __device__ __forceinline__ void list_neurons(const Dot& d, int& lo, int& hi, const unsigned*& list,
-                                             unsigned* marks) {
+                                             unsigned* scratch, unsigned& any_count,
+                                             unsigned (&counts)[B]) {
     extern __shared__ unsigned shared[];
-    constexpr int U = 16 / B;
-    unsigned *bits = shared, *before = bits + d.words, *own = before + d.words;
-    const int t = threadIdx.x, lane = t & 31, threads = blockDim.x;
-    const int ffn = d.out.outputs;
-    unsigned any_count = 0, counts[B];
-#pragma unroll
-    for (int b = 0; b < B; b++) counts[b] = 0;
-    for (int first = t; first < d.words * 32; first += U * threads) {
-        float v[B][U];
-#pragma unroll
-        for (int b = 0; b < B; b++)
-#pragma unroll
-            for (int u = 0; u < U; u++)
-                v[b][u] = load(d.gate + static_cast<long long>(b) * ffn +
-                               min(first + u * threads, ffn - 1));
-#pragma unroll
-        for (int u = 0; u < U; u++) {
-            const int i = first + u * threads;
-            // Whole warps leave.
-            if (i >= d.words * 32) break;
-            bool any = false;
-#pragma unroll
-            for (int b = 0; b < B; b++) {
-                const bool open = i < ffn && forced(curve_value(d.act, d.act_p, v[b][u]), d.mask,
-                                                   min(i, ffn - 1)) != 0.f;
-                counts[b] += open;
-                any |= open;
-            }
-            any_count += any;
-            const unsigned which = __ballot_sync(FULL, any);
-            if (lane == 0) bits[i / 32] = which;
-        }
-    }
-    __syncthreads();
-    // Each thread counts some words.
-    const int each = (d.words + threads - 1) / threads;
+    constexpr int FOURS = 8, U = FOURS / B;
+    const int t = threadIdx.x, threads = blockDim.x, ffn = d.out.outputs;
+    unsigned *bits = shared, *own = bits + d.rounds * threads;
+    const auto neuron = [&](int round, int bit) {
+        return ((round * FOURS + bit / 4) * threads + t) * 4 + bit % 4;
+    };
     unsigned n = 0, total;
-    for (int w = t * each; w < min((t + 1) * each, d.words); w++) n += __popc(bits[w]);
-    n = block_before(n, marks, total);
-    for (int w = t * each; w < min((t + 1) * each, d.words); w++) {
-        before[w] = n;
-        n += __popc(bits[w]);
+#pragma unroll 1
+    for (int round = 0; round < d.rounds; round++) {
+        unsigned which = 0;
+        if (ffn % 4 == 0 && is_straight(d.act)) {
+#pragma unroll
+            for (int first = 0; first < FOURS; first += U) {
+                float v[B][U][4], mask[U][4];
+#pragma unroll
+                for (int u = 0; u < U; u++) {
+                    const int i = neuron(round, 4 * (first + u));
+                    const int at = i < ffn ? i : 0;
+#pragma unroll
+                    for (int b = 0; b < B; b++) {
+                        const float4 a = load4(d.gate + static_cast<long long>(b) * ffn + at);
+                        v[b][u][0] = a.x, v[b][u][1] = a.y, v[b][u][2] = a.z, v[b][u][3] = a.w;
+                    }
+                    if (d.mask) {
+                        const float4 a = load_constant4(d.mask + at);
+                        mask[u][0] = a.x, mask[u][1] = a.y, mask[u][2] = a.z, mask[u][3] = a.w;
+                    }
+                }
+#pragma unroll
+                for (int u = 0; u < U; u++) {
+                    if (neuron(round, 4 * (first + u)) >= ffn) continue;
+#pragma unroll
+                    for (int k = 0; k < 4; k++) {
+                        bool any = false;
+#pragma unroll
+                        for (int b = 0; b < B; b++) {
+                            float gate = straight_value(d.act, d.act_p, v[b][u][k]);
+                            if (d.mask) gate = mask[u][k] * (fabsf(gate) + 1e-3f);
+                            counts[b] += gate != 0.f;
+                            any |= gate != 0.f;
+                        }
+                        which |= static_cast<unsigned>(any) << (4 * (first + u) + k);
+                    }
+                }
+            }
+        } else {
+#pragma unroll 1
+            for (int bit = 0; bit < 32; bit++) {
+                const int i = neuron(round, bit);
+                if (i >= ffn) break;
+                bool any = false;
+#pragma unroll
+                for (int b = 0; b < B; b++) {
+                    const float raw = load(d.gate + static_cast<long long>(b) * ffn + i);
+                    const bool open = forced(curve_value(d.act, d.act_p, raw), d.mask, i) != 0.f;
+                    counts[b] += open;
+                    any |= open;
+                }
+                which |= static_cast<unsigned>(any) << bit;
+            }
+        }
+        bits[round * threads + t] = which;
+        n += __popc(which);
     }
+    any_count += n;
+    const unsigned before = block_before(n, scratch, total);
     const unsigned blocks = gridDim.x, block = blockIdx.x;
     lo = static_cast<int>(static_cast<unsigned long long>(total) * block / blocks);
     hi = static_cast<int>(static_cast<unsigned long long>(total) * (block + 1) / blocks);
-    __syncthreads();
-    for (int w = t; w < d.words; w += threads) {
-        unsigned which = bits[w];
-        int place = static_cast<int>(before[w]) - lo;
-        if (place >= hi - lo || place + __popc(which) <= 0) continue;
-        for (; which != 0; which &= which - 1, place++)
-            if (place >= 0 && place < hi - lo) own[place] = w * 32 + __ffs(which) - 1;
+    int place = static_cast<int>(before) - lo;
+    if (place < hi - lo && place + static_cast<int>(n) > 0) {
+        for (int round = 0; round < d.rounds; round++)
+            for (unsigned which = bits[round * threads + t]; which != 0; which &= which - 1, place++)
+                if (place >= 0 && place < hi - lo) own[place] = neuron(round, __ffs(which) - 1);
     }
     const int from = static_cast<int>(static_cast<long long>(ffn) * block / blocks);
     const int to = static_cast<int>(static_cast<long long>(ffn) * (block + 1) / blocks);
-    for (int i = from + t; i < to; i += threads)
-        if (!(bits[i / 32] >> (i % 32) & 1))
+    for (int i = from + t; i < to; i += threads) {
+        const int four = i / 4, turn = four / threads;
+        const unsigned which = bits[turn / FOURS * threads + four % threads];
+        if (which >> (turn % FOURS * 4 + i % 4) & 1) continue;
 #pragma unroll
-            for (int b = 0; b < B; b++) d.out.y[static_cast<long long>(b) * ffn + i] = 0.f;
-    if (block == 0 && d.counts) write_counts<B>(any_count, counts, marks, d.counts);
+        for (int b = 0; b < B; b++) d.out.y[static_cast<long long>(b) * ffn + i] = 0.f;
+    }
     __syncthreads();
     list = own;
 }
@@ -188,14 +320,17 @@ __device__ __forceinline__ void list_neurons(const Dot& d, int& lo, int& hi, con
 template <Kind KIND, typename W, int B, int N, int R>
 __device__ __forceinline__ void dot(const Dot& d) {
     __shared__ float sums[WARPS * SLOTS];
-    __shared__ float scratch[B * 32];
+    __shared__ float scratch[2][B * 32];
     __shared__ unsigned marks[32];
     constexpr int TILE = SLOTS / B;
+    // Of two steps of all teams, which the L2 shall be ahead.
+    constexpr int FAR = AHEAD / (2 * R * WARPS * 32 * 16);
+    static_assert(FAR > 0, "prefetching");
     const Feed& f = d.feed;
     const int t = threadIdx.x, lane = t & 31, warp = t >> 5;
     const int teams = (blockDim.x >> 5) / d.team, team = warp / d.team;
     const int step = d.team * 32 * N;
-    const int at = (t - team * d.team * 32) * N;
+    const int place = t - team * d.team * 32, at = place * N;
     const W* const first_weights = static_cast<const W*>(d.weights[0]);
     const W* const other_weights = static_cast<const W*>(d.weights[1]);
 
@@ -207,6 +342,12 @@ __device__ __forceinline__ void dot(const Dot& d) {
         hi = static_cast<int>(static_cast<long long>(d.out.outputs) * (blockIdx.x + 1) / gridDim.x);
         if (KIND == PAIR) lo *= 2, hi *= 2;
     }
+    const auto weights_of = [&](int row) {
+        if constexpr (KIND == PLAIN) return first_weights + row * d.stride;
+        if constexpr (KIND == PAIR)
+            return (row & 1 ? other_weights : first_weights) + (row >> 1) * d.stride;
+        if constexpr (KIND == LISTED) return first_weights + list[row - lo] * d.stride;
+    };
 
     // A place on the way through a tile: slab by slab, R rows of each team at a time. A slab has an
     // even number of steps, as two are under way.
@@ -215,8 +356,8 @@ __device__ __forceinline__ void dot(const Dot& d) {
     };
     int tile = 0, tile_end = 0, slab_rows = 0;
     const int step_rows = teams * R;
-    const auto next = [&](Cursor& c) {
-        c.row += step_rows;
+    const auto advance = [&](Cursor& c, int rows) {
+        c.row += rows;
         if (c.row - team * R - tile >= slab_rows) {
             c.row = tile + team * R;
             c.slab++;
@@ -230,103 +371,117 @@ __device__ __forceinline__ void dot(const Dot& d) {
             const int row = c.row + u;
             const bool there = in && row < tile_end;
             const W* p = first_weights;
-            if (there) {
-                if constexpr (KIND == PLAIN) p += row * d.stride + element;
-                if constexpr (KIND == PAIR)
-                    p = (row & 1 ? other_weights : first_weights) + (row >> 1) * d.stride + element;
-                if constexpr (KIND == LISTED) p += list[row - lo] * d.stride + element;
-            }
+            if (there) p = weights_of(row) + element;
             load_weights(w[u], p, there);
         }
-        next(c);
+        advance(c, step_rows);
+    };
+    // Two steps' rows come into L2: some lanes of each team ask for one each.
+    const auto ask = [&](Cursor& c) {
+        if (place < 2 * R && c.slab < d.slabs) {
+            const int row = c.row + place / R * step_rows + place % R;
+            const long long element = static_cast<long long>(c.slab) * step;
+            if (row < tile_end && element < d.stride)
+                ask_for(weights_of(row) + element,
+                        static_cast<unsigned>(min(static_cast<long long>(step), d.stride - element)) *
+                            static_cast<unsigned>(sizeof(W)));
+        }
+        advance(c, 2 * step_rows);
+    };
+    Cursor far;
+    const auto begin = [&](int row) {
+        tile = row;
+        tile_end = min(tile + TILE, hi);
+        slab_rows = (tile_end - tile + 2 * step_rows - 1) / (2 * step_rows) * (2 * step_rows);
+        far = Cursor{0, tile + team * R};
+#pragma unroll 1
+        for (int i = 0; i < FAR; i++) ask(far);
     };
 
     release_next();
-    Packed<W, N> one[R], other[R];
-    Cursor ahead;
-    const auto start = [&] {
-        tile_end = min(tile + TILE, hi);
-        slab_rows = (tile_end - tile + 2 * step_rows - 1) / (2 * step_rows) * (2 * step_rows);
-        ahead = Cursor{0, tile + team * R};
-        read(one, ahead);
-        read(other, ahead);
-    };
+    // Nobody writes weights and parameters: they are under way before the wait.
+    Part<B, N> part;
+#pragma unroll
+    for (int k = 0; k < N; k++) part.gain[k] = 1.f, part.bias[k] = 0.f;
+    part.parameters(f, at);
     if constexpr (KIND != LISTED) {
-        tile = lo;
-        start();
+        begin(lo);
+        const int shift = KIND == PAIR ? 1 : 0, first = lo >> shift, n = (hi - lo) >> shift;
+        if (n > 0 && d.scales[0]) ask_for_floats(d.scales[0] + first, n);
+        if (n > 0 && KIND == PAIR && d.scales[1]) ask_for_floats(d.scales[1] + first, n);
+        if (n > 0 && d.out.bias) ask_for_floats(d.out.bias + first, n);
+        if (n > 0 && KIND == PAIR && d.up_bias) ask_for_floats(d.up_bias + first, n);
     }
-    prefetch_parameters(f);
     wait_for_previous();
 
-    Part<B, N> part;
-    part.raw(f, at);
-    if constexpr (KIND == LISTED) {
-        list_neurons<B>(d, lo, hi, list, marks);
-        tile = lo;
-        start();
-    }
-    // Passes over what enters: its mean, its variance, and its way in. Each ends with slab 0.
     const bool emit = blockIdx.x == 0 && (f.h || f.counts);
     unsigned any_count = 0, counts[B];
 #pragma unroll
     for (int b = 0; b < B; b++) counts[b] = 0, part.mean[b] = 0.f, part.factor[b] = 1.f;
-    for (int pass = f.centred ? 0 : f.normed ? 1 : 2; pass < 3; pass++) {
-        float sum[B];
+    // What the end needs of the first results, one a thread.
+    float early = 0.f;
+    if constexpr (KIND == LISTED) {
+        list_neurons<B>(d, lo, hi, list, marks, any_count, counts);
+        if (lo < hi) begin(lo);
+        if (t < min(TILE, hi - lo) * B)
+            early = load(d.gate + static_cast<long long>(t % B) * d.out.outputs + list[t / B]);
+        if (t < hi - lo && d.scales[0]) prefetch(d.scales[0] + list[t]);
+        if (t < hi - lo && d.up_bias) prefetch(d.up_bias + list[t]);
+    } else if constexpr (KIND == PLAIN) {
+        if (d.out.add && t < min(TILE, hi - lo) * B)
+            early = load(d.out.y + static_cast<long long>(t % B) * d.out.outputs + lo + t / B);
+    }
+    // The norm's mean and variance. Both end with slab 0.
+    int loaded = -1;
+    if (f.normed) {
+#pragma unroll 1
+        for (int pass = f.centred ? 0 : 1; pass < 2; pass++) {
+            float sum[B];
 #pragma unroll
-        for (int b = 0; b < B; b++) sum[b] = 0.f;
-        for (int s = pass < 2 || emit ? d.slabs - 1 : 0; s >= 0; s--) {
-            const int here = at + s * step;
-            if (d.slabs > 1 && (pass < 2 || emit)) part.raw(f, here);
-            if (pass == 2) part.finish(f, here);
-            // Teams have the same places.
-            if (team > 0 || (pass == 2 && !emit)) continue;
+            for (int b = 0; b < B; b++) sum[b] = 0.f;
+#pragma unroll 1
+            for (int s = d.slabs - 1; s >= 0; s--) {
+                const int here = at + s * step;
+                if (loaded != s) part.raw(f, here);
+                loaded = s;
+                // Teams have the same places.
+                if (team > 0) continue;
 #pragma unroll
-            for (int k = 0; k < N; k++) {
-                if (here + k >= f.width) continue;
-                bool any = false;
+                for (int k = 0; k < N; k++) {
+                    const bool in = here + k < f.width;
 #pragma unroll
-                for (int b = 0; b < B; b++) {
-                    const float v = part.x[b][k];
-                    if (pass < 2) {
-                        const float d = v - part.mean[b];
-                        sum[b] += pass == 0 ? d : d * d;
-                    } else {
-                        if (f.h) f.h[static_cast<long long>(b) * f.width + here + k] = v;
-                        counts[b] += v != 0.f;
-                        any |= v != 0.f;
+                    for (int b = 0; b < B; b++) {
+                        const float v = in ? part.x[b][k] - part.mean[b] : 0.f;
+                        sum[b] += pass == 0 ? v : v * v;
                     }
                 }
-                any_count += any;
+            }
+            sums_of_block<B>(sum, scratch[pass]);
+#pragma unroll
+            for (int b = 0; b < B; b++) {
+                if (pass == 0)
+                    part.mean[b] = sum[b] / f.width;
+                else
+                    part.factor[b] = 1.f / sqrtf(sum[b] / f.width + f.eps);
             }
         }
-        if (pass == 2) break;
-        block_sums<B>(sum, scratch);
-#pragma unroll
-        for (int b = 0; b < B; b++) {
-            if (pass == 0)
-                part.mean[b] = sum[b] / f.width;
-            else
-                part.factor[b] = 1.f / sqrtf(sum[b] / f.width + f.eps);
-        }
     }
-    if (emit && f.counts) write_counts<B>(any_count, counts, marks, f.counts);
 
     float* const my_sums = sums + warp * SLOTS;
     const auto multiply = [&](const Packed<W, N>(&w)[R], int slab, int row) {
         float v[R * B];
 #pragma unroll
-        for (int u = 0; u < R; u++) {
-            float weights[N];
-            unpack(w[u], weights);
+        for (int i = 0; i < R * B; i++) v[i] = 0.f;
 #pragma unroll
-            for (int b = 0; b < B; b++) {
-                float sum = 0.f;
+        for (int k = 0; k < N; k++)
 #pragma unroll
-                for (int k = 0; k < N; k++) sum = fmaf(weights[k], part.x[b][k], sum);
-                v[u * B + b] = sum;
+            for (int u = 0; u < R; u++) {
+                const float weight = weight_of(w[u], k);
+#pragma unroll
+                for (int b = 0; b < B; b++)
+                    v[u * B + b] = fmaf(weight, part.x[b][k], v[u * B + b]);
             }
-        }
-        const float sum = fold<R * B>(v, lane);
+        const float sum = fold(v, lane);
         constexpr int SAME = 32 / (R * B);
         const int which = lane / SAME;
         if (lane % SAME == 0 && row + which / B < tile_end) {
@@ -342,29 +497,61 @@ __device__ __forceinline__ void dot(const Dot& d) {
         return sum;
     };
 
-    int there = 0;  // the slab of `part`
-    while (true) {
+    int there = -1;  // the slab of `part`
+#pragma unroll 1
+    while (tile < hi && lo < hi) {
+        Packed<W, N> one[R], other[R];
+        Cursor ahead{0, tile + team * R};
+        read(one, ahead);
+        read(other, ahead);
+#pragma unroll 1
         for (int slab = 0; slab < d.slabs; slab++) {
             if (slab != there) {
-                there = slab;
-                part.raw(f, at + slab * step);
-                part.finish(f, at + slab * step);
+                const int here = at + slab * step;
+                if (slab != loaded) part.raw(f, here);
+                if (d.slabs > 1) part.parameters(f, here);
+                part.finish(f, here);
+                there = slab, loaded = -1;
+                if (emit && team == 0 && tile == lo) {
+#pragma unroll
+                    for (int k = 0; k < N; k++) {
+                        if (here + k >= f.width) continue;
+                        bool any = false;
+#pragma unroll
+                        for (int b = 0; b < B; b++) {
+                            const float v = part.x[b][k];
+                            if (f.h) f.h[static_cast<long long>(b) * f.width + here + k] = v;
+                            counts[b] += v != 0.f;
+                            any |= v != 0.f;
+                        }
+                        any_count += any;
+                    }
+                }
             }
+#pragma unroll 1
             for (int row = tile + team * R; row - team * R < tile_end; row += 2 * step_rows) {
                 multiply(one, slab, row);
                 read(one, ahead);
+                ask(far);
                 multiply(other, slab, row + step_rows);
                 read(other, ahead);
             }
         }
         __syncthreads();
         const int rows = tile_end - tile;
+        // Whether `early` is of result `i`.
+        const auto known = [&](int i) { return tile == lo && i == t; };
         if constexpr (KIND == PLAIN) {
+            const Out& o = d.out;
             for (int i = t; i < rows * B; i += blockDim.x) {
                 const int row = tile + i / B;
                 float v = total(i / B, i % B);
                 if (d.scales[0]) v *= __ldg(d.scales[0] + row);
-                put(d.out, i % B, row, v);
+                if (o.bias) v += __ldg(o.bias + row);
+                if (o.softcap > 0.f) v = o.softcap * tanhf(v / o.softcap);
+                float* y = o.y + static_cast<long long>(i % B) * o.outputs + row;
+                if (o.add) v += known(i) ? early : load(y);
+                *y = v;
             }
         } else if constexpr (KIND == PAIR) {
             for (int i = t; i < rows / 2 * B; i += blockDim.x) {
@@ -384,7 +571,7 @@ __device__ __forceinline__ void dot(const Dot& d) {
             for (int i = t; i < rows * B; i += blockDim.x) {
                 const int b = i % B, neuron = list[tile - lo + i / B];
                 const long long place = static_cast<long long>(b) * d.out.outputs + neuron;
-                float gate = curve_value(d.act, d.act_p, load(d.gate + place));
+                float gate = curve_value(d.act, d.act_p, known(i) ? early : load(d.gate + place));
                 gate = forced(gate, d.mask, neuron);
                 float up = total(i / B, b);
                 if (d.scales[0]) up *= __ldg(d.scales[0] + neuron);
@@ -392,16 +579,17 @@ __device__ __forceinline__ void dot(const Dot& d) {
                 d.out.y[place] = curve_value(d.then, d.then_p, gate * up);
             }
         }
-        tile = tile_end;
-        if (tile >= hi) break;
+        if (tile_end >= hi) break;
         // The sums of this tile are no longer read.
         __syncthreads();
-        start();
+        begin(tile_end);
     }
+    unsigned* const records = KIND == LISTED ? d.counts : f.counts;
+    if (blockIdx.x == 0 && records) write_counts<B>(any_count, counts, marks, records);
 }
 
 #define ENTRY_OF(NAME, KIND, SUFFIX, W, B, N, R)                                               \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS, B * N <= 8 ? 2 : 1)               \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS, B * N <= 16 && B * R <= 8 ? 2 : 1)  \
         NAME##_##SUFFIX##_##B(const __grid_constant__ Dot d) {                                 \
         dot<KIND, W, B, N, R>(d);                                                              \
     }
@@ -414,10 +602,10 @@ ENTRY(f32, float, 2, 4, 4)
 ENTRY(f32, float, 4, 4, 4)
 ENTRY(f32, float, 8, 4, 2)
 ENTRY(bf16, bf16, 1, 8, 4)
-ENTRY(bf16, bf16, 2, 8, 4)
+ENTRY(bf16, bf16, 2, 8, 2)
 ENTRY(bf16, bf16, 4, 8, 4)
 ENTRY(bf16, bf16, 8, 8, 2)
-ENTRY(int8, int8_t, 1, 16, 4)
+ENTRY(int8, int8_t, 1, 16, 2)
 ENTRY(int8, int8_t, 2, 16, 4)
 ENTRY(int8, int8_t, 4, 8, 4)
 ENTRY(int8, int8_t, 8, 8, 2)

@@ -38,8 +38,8 @@ pub(super) struct Dot {
     pub(super) act_p: f32,
     pub(super) then: i32,
     pub(super) then_p: f32,
-    /// Words of the list's bits.
-    words: i32,
+    /// Of the listed kind: how often each thread looks at 32 gates.
+    rounds: i32,
     pad: i32,
 }
 
@@ -67,21 +67,25 @@ impl Dot {
             act_p: 0.0,
             then: 0,
             then_p: 0.0,
-            words: 0,
+            rounds: 0,
             pad: 0,
         }
     }
+
+    /// Of a block: as many teams as there is room for.
+    fn threads(&self) -> usize {
+        let team = self.team as usize;
+        32 * (WARPS / team) * team
+    }
 }
 
-/// One block for each multiprocessor, or two where teams leave warps over: blocks share out the
-/// rows evenly.
+/// One block for each multiprocessor, which share out the rows evenly.
 pub(super) fn dot_grid(gpu: &Gpu, rows: usize, dot: &Dot) -> Grid {
     let blocks = (gpu.processors as usize).min(rows);
-    let teams = WARPS / dot.team as usize;
-    let threads = 32 * teams * dot.team as usize;
-    // Of the listed kind: bits, the count before each word, and a block's part of the list.
-    let words = dot.words as usize;
-    let list = if words > 0 { 8 * words + 4 * (rows.div_ceil(blocks) + 1) } else { 0 };
+    let threads = dot.threads();
+    // Of the listed kind: a bit for each gate, and a block's part of the list.
+    let rounds = dot.rounds as usize;
+    let list = if rounds > 0 { 4 * rounds * threads + 4 * (rows.div_ceil(blocks) + 1) } else { 0 };
     Grid::new(blocks, threads as u32).shared(list)
 }
 
@@ -127,6 +131,6 @@ pub fn up_rows(it: &UpRows<'_>) -> Result<()> {
     dot.counts = it.counts.map_or(Ok(0), |(words, at)| words.at(at, COUNTS, OP))?;
     (dot.act, dot.act_p) = curve_code(it.activation);
     (dot.then, dot.then_p) = curve_code(it.then);
-    dot.words = ffn.div_ceil(32) as i32;
+    dot.rounds = ffn.div_ceil(32 * dot.threads()) as i32;
     queue_dot(&it.up.gpu, OP, "listed", it.up.format(), batch, ffn, &dot)
 }
