@@ -49,12 +49,9 @@ __device__ __forceinline__ void split_rows(const float (&a)[WIDE ? 2 : 1][2],
     }
 }
 
-// Brings the first of some bytes nearer; `p` lies on 16 bytes.
-__device__ __forceinline__ void prefetch_bytes(const void* p, long long bytes) {
+// Brings some bytes nearer, 16 or a multiple; `p` lies on 16 bytes.
+__device__ __forceinline__ void prefetch_bytes(const void* p, unsigned n) {
 #if __CUDA_ARCH__ >= 900
-    // All blocks' together have room in L2 beside what other kernels read.
-    constexpr long long LIMIT = 32 << 10;
-    const unsigned n = static_cast<unsigned>(min(bytes, LIMIT));
     if (n) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(n) : "memory");
 #endif
 }
@@ -69,6 +66,9 @@ __device__ __forceinline__ void attend(const Attend& a) {
     constexpr int ROW = COLUMNS + 16;  // so that the stores of two heads meet in no bank
     // Keys of the next tile on their way while this one is worked on, where registers hold both.
     constexpr bool AHEAD = D <= 128;
+    // Bytes of keys, and of values, that are brought into L2 ahead of the wait: those of all blocks
+    // that run at a time leave room there for what other kernels read.
+    constexpr long long EARLY = D <= 64 ? 32 << 10 : 64 << 10;
     __shared__ __align__(16) union {
         struct {
             uint4 queries[ROWS][D / 16][32];
@@ -105,9 +105,10 @@ __device__ __forceinline__ void attend(const Attend& a) {
     if (guess < limit) {
         load_angles(guess);
         const Share s = share_of(static_cast<int>(guess), a.window, share, shares);
-        if (tid < 2 && share < s.active)
+        const long long bytes = static_cast<long long>(s.to - s.from) * a.padded * 2;
+        if (tid < 2 && chunk == 0 && share < s.active)
             prefetch_bytes((tid ? values : keys) + static_cast<long long>(s.from) * a.padded,
-                           static_cast<long long>(s.to - s.from) * a.padded * 2);
+                           static_cast<unsigned>(min(bytes, EARLY)));
     }
     wait_for_previous();
     const unsigned place = load(a.positions + b);
@@ -247,7 +248,6 @@ __device__ __forceinline__ void attend(const Attend& a) {
                     multiply(s[n], two, k[n][i].z, k[n][i].w);
                 }
             }
-        if (!AHEAD) load_values(base);
         if (AHEAD && base + WARPS * KEYS < span.to) load_keys(base + WARPS * KEYS);
         // Scores of keys 2 t and 2 t + 1, then of keys 2 t + 8 and 2 t + 9.
         float x[2][ROWS][2], keep[ROWS];
@@ -288,6 +288,7 @@ __device__ __forceinline__ void attend(const Attend& a) {
                 for (int c = 0; c < 8; c++)
 #pragma unroll
                     for (int e = 0; e < 4; e++) acc[i][c][e] *= keep[WIDE ? e / 2 : 0];
+        if (!AHEAD) load_values(base);
         // A product's column is one of a lane's 8; its terms are keys, so two keys go in a word.
 #pragma unroll
         for (int i = 0; i < D / 64; i++)
