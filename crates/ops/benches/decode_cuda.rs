@@ -2,7 +2,7 @@
 //! which the weights that are needed were read, beside a plain read of 8 GB.
 //!
 //! `cargo bench --features relufy-ops/cuda --bench decode_cuda [-- WORD...]`: only lines that hold
-//! a word; `tiles` also compares how matrices are shared out.
+//! a word; `tiles` also compares how matrices are shared out, `alone` lets no kernel start early.
 #![allow(missing_docs, reason = "a benchmark")]
 #![allow(clippy::unwrap_used, reason = "a benchmark may stop")]
 #![allow(clippy::print_stdout, reason = "a table is what it is for")]
@@ -14,7 +14,7 @@ use relufy_ops::attention::Heads;
 use relufy_ops::decode::{
     AttentionPlan, Format, GpuMatrix, Graph, Input, KvCache, Norm, Output, Room, Tiles, UpRows,
     Words, attend, gate_and_up, project_by_input, project_by_input_in, project_by_output,
-    read_bandwidth, up_rows,
+    read_bandwidth, set_overlap, up_rows,
 };
 use relufy_ops::device;
 use relufy_ops::pointwise::Pointwise;
@@ -273,7 +273,9 @@ fn main() {
         Ok(gpu) => gpu,
         Err(why) => return println!("no GPU: {why}"),
     };
-    let words = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let args = std::env::args().skip(1).filter(|word| !word.starts_with("--"));
+    let (alone, words): (Vec<String>, Vec<String>) = args.partition(|word| word == "alone");
+    set_overlap(alone.is_empty());
     let read = read_bandwidth(&gpu, 8 << 30, 5).unwrap();
     println!("a plain read of 8 GB: {:.0} GB/s", read / 1e9);
     println!(

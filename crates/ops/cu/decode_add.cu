@@ -5,9 +5,7 @@
 // different rows, and their sums are added at the end. Where the list is shared out over blocks,
 // the last of them adds the parts in the order of the shares.
 
-#include "decode.cuh"
-
-constexpr int THREADS = 512;
+#include "decode_enter.cuh"
 
 // As in src/cuda/decode/project.rs.
 struct Add {
@@ -39,59 +37,13 @@ __device__ __forceinline__ void load_values(float (&v)[B], const float* values) 
     }
 }
 
-// What is done to inputs in front of a matrix, in shared memory: what no kernel writes, so it is
-// read before the wait. Null where there is none.
-struct Parameters {
-    float *gain, *bias, *mask, *unit;
-};
-
-// Every thread has the same inputs in every pass over them: each THREADSth. Loops stay small: the
-// code of a kernel comes from memory too, and runs once.
-__device__ __forceinline__ void read_parameters(const Parameters& p, const Feed& f,
-                                                const float* scales, int start, int n) {
-#pragma unroll 1
-    for (int which = 0; which < 4; which++) {
-        float* to = which == 0 ? p.gain : which == 1 ? p.bias : which == 2 ? p.mask : p.unit;
-        const float* from = which == 0 ? f.gain : which == 1 ? f.bias : which == 2 ? f.mask : scales;
-        if (!to) continue;
-#pragma unroll 8
-        for (int i = threadIdx.x; i < n; i += THREADS) to[i] = __ldg(from + start + i);
-    }
-}
-
-// Copies inputs `start..start+n` to shared memory, `[n][B]`; `each` sees every value.
-template <int B, typename F>
-__device__ __forceinline__ void stage(const Feed& f, int start, int n, float* values, F each) {
-    constexpr int U = 8 / B;
-#pragma unroll 1
-    for (int first = threadIdx.x; first < n; first += U * THREADS) {
-        float v[U][B];
-#pragma unroll
-        for (int u = 0; u < U; u++)
-#pragma unroll
-            for (int b = 0; b < B; b++)
-                v[u][b] = load(f.x + static_cast<long long>(b) * f.width + start +
-                               min(first + u * THREADS, n - 1));
-#pragma unroll
-        for (int u = 0; u < U; u++) {
-            const int i = first + u * THREADS;
-            if (i < n)
-#pragma unroll
-                for (int b = 0; b < B; b++) {
-                    values[i * B + b] = v[u][b];
-                    each(b, v[u][b]);
-                }
-        }
-    }
-}
-
 template <typename W, int B, int N>
 struct Adder {
     static constexpr int AHEAD = 4;
 
     float acc[B][N];
     const W* weights;
-    long long stride;
+    unsigned stride;
     const unsigned short* list;
     const float* values;
     int groups;
@@ -106,7 +58,8 @@ struct Adder {
         for (int u = 0; u < AHEAD; u++) {
             const int q = p + u * groups;
             const bool there = mine && q < end;
-            load_weights(rows.w[u], weights + (there ? list[q] * stride : 0), there);
+            const unsigned row = there ? list[q] : 0;
+            load_weights(rows.w[u], weights + static_cast<uint64_t>(row) * stride, there);
         }
     }
 
@@ -171,31 +124,12 @@ __device__ __forceinline__ void add(const Add& a) {
 
     const bool first_block = blockIdx.x == 0 && blockIdx.y == 0;
     float mean[B], factor[B];
-#pragma unroll
-    for (int b = 0; b < B; b++) mean[b] = 0.f;
     // A row wider than a chunk passes through, and is read again.
-    if (f.normed) {
-#pragma unroll 1
-        for (int pass = f.centred ? 0 : 1; pass < 2; pass++) {
-            float sum[B];
-#pragma unroll
-            for (int b = 0; b < B; b++) sum[b] = 0.f;
-#pragma unroll 1
-            for (int start = 0; start < width; start += a.chunk)
-                stage<B>(f, start, min(a.chunk, width - start), values, [&](int b, float v) {
-                    const float d = v - mean[b];
-                    sum[b] += pass ? d * d : d;
-                });
-            block_sums<B>(sum, scratch);
-#pragma unroll
-            for (int b = 0; b < B; b++)
-                if (pass)
-                    factor[b] = 1.f / sqrtf(sum[b] / width + f.eps);
-                else
-                    mean[b] = sum[b] / width;
-        }
-    }
+    if (f.normed)
+        norm_of<B>(f, a.chunk, scratch, mean, factor,
+                   [&](int b, int i, float v) { values[i * B + b] = v; });
     const bool staged = f.normed && width <= a.chunk;
+    const bool plain = !f.normed && !f.op && !f.then && !f.mask && !f.h;
 
     Adder<W, B, N> adder;
 #pragma unroll
@@ -223,33 +157,39 @@ __device__ __forceinline__ void add(const Add& a) {
             __syncthreads();
             read_parameters(p, f, a.scales, start, n);
         }
-        if (!staged) stage<B>(f, start, n, values, [](int, float) {});
         // Which of this thread's inputs are not zero: a chunk has at most 32 of each.
-        unsigned which = 0, bit = 1;
-#pragma unroll 1
-        for (int i = t; i < n; i += THREADS, bit <<= 1) {
-            const float gain = p.gain ? p.gain[i] : 1.f, bias = p.bias ? p.bias[i] : 0.f;
-            const float mask = p.mask ? p.mask[i] : 0.f, unit = p.unit ? p.unit[i] : 1.f;
-            bool any = false;
+        unsigned which = 0;
+        if (!staged)
+            stage<B>(f, start, n, [&](int b, int i, float v) {
+                values[i * B + b] = v;
+                if (!plain || v == 0.f) return;
+                which |= 1u << i / THREADS;
+                counts[b]++;
+            });
+#pragma unroll 2
+        for (int i = t; i < n && !plain; i += THREADS) {
 #pragma unroll
             for (int b = 0; b < B; b++) {
-                float v = values[i * B + b];
-                if (f.normed) v = (v - mean[b]) * factor[b] * gain + bias;
-                v = curve_value(f.op, f.op_p, v);
-                if (p.mask) v = mask * (fabsf(v) + FORCED);
-                v = curve_value(f.then, f.then_p, v);
+                const float v = entering(f, p, i, values[i * B + b], mean[b], factor[b]);
                 if (first_block && f.h) f.h[static_cast<long long>(b) * width + start + i] = v;
-                counts[b] += v != 0.f;
-                any |= v != 0.f;
-                values[i * B + b] = v * unit;
+                values[i * B + b] = v;
+                if (v == 0.f) continue;
+                which |= 1u << i / THREADS;
+                counts[b]++;
             }
-            if (any) which |= bit;
         }
         // The list has each thread's inputs, thread by thread: always in the same order.
         unsigned total;
         unsigned to_write = block_before(__popc(which), marks, total);
         any_count += __popc(which);
-        for (; which; which &= which - 1) list[to_write++] = t + (__ffs(which) - 1) * THREADS;
+#pragma unroll 1
+        for (; which; which &= which - 1) {
+            const int i = t + (__ffs(which) - 1) * THREADS;
+            list[to_write++] = i;
+            if (p.unit)
+#pragma unroll
+                for (int b = 0; b < B; b++) values[i * B + b] *= p.unit[i];
+        }
         __syncthreads();
         const int from = total * blockIdx.y / a.shares, to = total * (blockIdx.y + 1) / a.shares;
         adder.weights = static_cast<const W*>(a.weights) + start * a.stride + column;
@@ -283,13 +223,14 @@ __device__ __forceinline__ void add(const Add& a) {
         __syncthreads();
         if (part < per) {
             float sum = 0.f;
-#pragma unroll 4
+#pragma unroll 2
             for (int g = part; g < adder.groups; g += per) sum += sums[g * a.columns + c];
             parts[part * a.columns + c] = sum;
         }
         __syncthreads();
         total[b] = 0.f;
         if (t < a.columns)
+#pragma unroll 1
             for (int p = 0; p < per; p++) total[b] += parts[p * a.columns + t];
     }
 

@@ -126,25 +126,6 @@ __device__ __forceinline__ float straight_value(int kind, float p, float x) {
     return closed && kind != 0 ? 0.f : y;
 }
 
-// Weight `k`, a constant. Where `unpack` fills an array, the compiler writes that to memory each
-// time, though nobody reads it there.
-template <int N>
-__device__ __forceinline__ float weight_of(const Packed<float, N>& w, int k) {
-    return __uint_as_float(w.r[k]);
-}
-
-template <int N>
-__device__ __forceinline__ float weight_of(const Packed<bf16, N>& w, int k) {
-    return __uint_as_float(k % 2 ? w.r[k / 2] & 0xffff0000u : w.r[k / 2] << 16);
-}
-
-// As `unpack` does it.
-template <int N>
-__device__ __forceinline__ float weight_of(const Packed<int8_t, N>& w, int k) {
-    const unsigned positive = w.r[k / 4] ^ 0x80808080u;
-    return __uint_as_float(__byte_perm(positive, 0x4b000000u, 0x7440 | k % 4)) - 8388736.f;
-}
-
 // Sums over a block, in every thread. `scratch` holds 32 floats for each of the B, and is not used
 // for anything else.
 template <int B>

@@ -32,13 +32,13 @@ pub struct Distance {
 mod bounds {
     use super::Distance;
 
-    pub const F32: Distance = Distance { loss: 1e-4, logits: 1e-4, gradient: 1e-4, part: 1e-4 };
-    /// Rounding sends what lies next to ReLU's kink to its other side, gradient and all.
+    pub const F32: Distance = Distance { loss: 2e-7, logits: 2e-6, gradient: 2e-6, part: 2e-6 };
     pub const F32_RELU: Distance =
-        Distance { loss: 1e-4, logits: 1e-4, gradient: 1e-4, part: 1e-4 };
-    pub const BF16: Distance = Distance { loss: 2e-2, logits: 2e-2, gradient: 1e-1, part: 1e-1 };
+        Distance { loss: 2e-7, logits: 2e-6, gradient: 2e-6, part: 2e-6 };
+    pub const BF16: Distance = Distance { loss: 2e-3, logits: 2e-2, gradient: 4e-2, part: 3e-2 };
+    /// Rounding sends what lies next to ReLU's kink to its other side, gradient and all.
     pub const BF16_RELU: Distance =
-        Distance { loss: 2e-2, logits: 2e-2, gradient: 1e-1, part: 1e-1 };
+        Distance { loss: 2e-3, logits: 2e-2, gradient: 1e-1, part: 1e-1 };
 }
 
 /// A number type, and whether there are ReLUs.

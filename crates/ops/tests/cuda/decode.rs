@@ -385,7 +385,7 @@ fn gates() {
     let random = &mut Random::new(6);
     for format in Format::ALL {
         for batch in BATCHES {
-            for (width, ffn) in [(1, 1), (63, 300), (200, 65), (4096, 1100)] {
+            for (width, ffn) in [(1, 40), (63, 300), (200, 65), (4096, 1100)] {
                 let (gate, gate_plain) = weights(random, format, (ffn, width));
                 let (up, up_plain) = weights(random, format, (ffn, width));
                 let (gate_bias, up_bias) = (vector(random, ffn), vector(random, ffn));

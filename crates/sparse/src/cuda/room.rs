@@ -107,12 +107,12 @@ impl Masks {
         let (hidden, ffn) = (packed.spec.hidden, |n: usize| packed.layers[n].plan.ffn);
         let make = || -> candle_core::Result<Masks> {
             let layers = 0..packed.layers.len();
-            let len = layers.clone().map(|n| 2 * hidden + ffn(n)).sum::<usize>();
+            let len = layers.clone().map(|n| 2 * room(hidden) + room(ffn(n))).sum::<usize>();
             let all = Tensor::zeros(len, DType::F32, &packed.device)?;
             let mut from = 0;
             let mut next = |len: usize| {
-                from += len;
-                all.narrow(0, from - len, len)
+                from += room(len);
+                all.narrow(0, from - room(len), len)
             };
             let layers = layers.map(|n| Ok([next(hidden)?, next(hidden)?, next(ffn(n))?]));
             let layers = layers.collect::<candle_core::Result<_>>()?;
@@ -124,8 +124,18 @@ impl Masks {
     /// Puts what was drawn in their place.
     pub fn write(&self, forced: &Forced) -> Result<()> {
         let layers = (0..self.layers.len()).filter_map(|n| forced.layer(n));
-        let all: Vec<f32> =
-            layers.flat_map(|masks| [&masks.qkv[..], &masks.up, &masks.gate].concat()).collect();
+        let mut all = Vec::new();
+        for masks in layers {
+            for mask in [&masks.qkv, &masks.up, &masks.gate] {
+                all.extend_from_slice(mask);
+                all.resize(all.len() - mask.len() + room(mask.len()), 0.0);
+            }
+        }
         Ok(write_from_host(&self.all, &all)?)
     }
+}
+
+/// What so many numbers take, for the next to start where 16 bytes do.
+fn room(len: usize) -> usize {
+    len.next_multiple_of(4)
 }

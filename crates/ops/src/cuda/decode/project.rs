@@ -3,10 +3,10 @@
 use candle_core::Tensor;
 
 use super::super::pointwise::curve_code;
-use super::super::{Gpu, Grid, Module, module};
+use super::super::{Grid, Module, module};
 use super::input::Feed;
 use super::launch::queue;
-use super::rows::{Dot, dot_grid};
+use super::rows::{Dot, queue_rows};
 use super::{Format, GpuMatrix, Input, Room, activations, numbers_or_null};
 use crate::buffer::ensure_shape;
 use crate::error::Result;
@@ -77,19 +77,19 @@ pub struct Tiles {
 
 impl Tiles {
     /// The shortest way for so many outputs on a GPU of so many multiprocessors: one block on
-    /// each, so that the next kernel's find room beside them, with as few columns for a share as
-    /// that leaves.
+    /// each, so that the next kernel's find room beside them, of rows as long as that allows.
     pub fn best(outputs: usize, processors: usize) -> Tiles {
         let widths = (1..=16).map(|n| 32 * n);
         let all = widths.map(|columns| {
             let tiles = outputs.div_ceil(columns);
             Tiles { columns, shares: (processors / tiles).clamp(1, Room::SHARES) }
         });
-        // Adding up the shares takes a while, and short rows read slower.
         let cost = |tiles: &Tiles| {
             let blocks = outputs.div_ceil(tiles.columns) * tiles.shares;
-            let columns = blocks.div_ceil(processors) * tiles.columns / tiles.shares;
-            columns + if tiles.shares > 1 { 12 } else { 0 } + if tiles.columns < 64 { 8 } else { 0 }
+            let waves = blocks.div_ceil(processors);
+            // In sixteenths of an even share: a little more work may have longer rows.
+            let work = 16 * waves * tiles.columns * processors / (tiles.shares * outputs.max(1));
+            (work, std::cmp::Reverse(tiles.columns))
         };
         all.min_by_key(cost).unwrap_or(Tiles { columns: 256, shares: 1 })
     }
@@ -208,7 +208,7 @@ pub fn project_by_output(input: &Input<'_>, matrix: &GpuMatrix, output: &Output<
     ensure_shape(input.x, OP, "x", &[batch, matrix.cols()])?;
     let out = output.out(batch, matrix.rows(), OP)?;
     let dot = Dot::new(feed, out, &[matrix], batch);
-    queue_dot(&matrix.gpu, OP, "dot", matrix.format(), batch, matrix.rows(), &dot)
+    queue_rows(&matrix.gpu, OP, matrix.format(), batch, false, &dot)
 }
 
 /// A dense gated MLP's first half: `products = then(activation(gate in(x) + bias) * (up in(x) + bias))`,
@@ -233,20 +233,5 @@ pub fn gate_and_up(
     dot.up_bias = numbers_or_null(up_bias, ffn, "bias of up", OP)?;
     (dot.act, dot.act_p) = curve_code(activation);
     (dot.then, dot.then_p) = curve_code(then);
-    queue_dot(&gate.gpu, OP, "pair", gate.format(), batch, ffn, &dot)
-}
-
-/// Queues a kernel of `cu/decode_dot.cu` over `rows` rows, or pairs of them.
-pub(super) fn queue_dot(
-    gpu: &Gpu,
-    op: &'static str,
-    kind: &str,
-    format: Format,
-    batch: usize,
-    rows: usize,
-    dot: &Dot,
-) -> Result<()> {
-    let name = format!("{kind}_{}_{batch}", format.name());
-    let grid: Grid = dot_grid(gpu, rows, dot);
-    queue(gpu, op, (&super::rows::MODULE, &name), grid, dot)
+    queue_rows(&gate.gpu, OP, gate.format(), batch, true, &dot)
 }

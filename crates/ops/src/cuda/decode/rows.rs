@@ -1,20 +1,42 @@
 //! Rows of outputs times a vector: all of them, or those of a gated MLP's active neurons.
+//!
+//! Two ways: a warp for each row where inputs fit beside it ([`Rows`]), and a team of warps with
+//! the inputs in registers, for larger batches and listed rows ([`Dot`]).
 
 use candle_core::Tensor;
 
 use super::super::pointwise::curve_code;
 use super::super::{Gpu, Grid, Module, module};
 use super::input::Feed;
-use super::project::{Out, Output, per_thread, queue_dot};
-use super::{COUNTS, GpuMatrix, Input, Words, numbers, numbers_or_null};
+use super::launch::queue;
+use super::project::{Out, Output, per_thread};
+use super::{COUNTS, Format, GpuMatrix, Input, Words, numbers, numbers_or_null};
 use crate::buffer::ensure_shape;
 use crate::error::Result;
 use crate::pointwise::Pointwise;
 
-pub(super) static MODULE: Module = module!("decode_dot");
+static TEAMS: Module = module!("decode_dot");
+static STREAMS: Module = module!("decode_rows");
 
 /// Warps of a block.
 const WARPS: usize = 16;
+
+/// `Rows` of `cu/decode_rows.cu`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Rows {
+    feed: Feed,
+    out: Out,
+    weights: [u64; 2],
+    scales: [u64; 2],
+    up_bias: u64,
+    /// Elements between rows.
+    stride: i64,
+    act: i32,
+    act_p: f32,
+    then: i32,
+    then_p: f32,
+}
 
 /// `Dot` of `cu/decode_dot.cu`.
 #[repr(C)]
@@ -79,14 +101,61 @@ impl Dot {
     }
 }
 
-/// One block for each multiprocessor, which share out the rows evenly.
-pub(super) fn dot_grid(gpu: &Gpu, rows: usize, dot: &Dot) -> Grid {
+/// Queues the kernel of all rows, or of `pairs` of rows.
+pub(super) fn queue_rows(
+    gpu: &Gpu,
+    op: &'static str,
+    format: Format,
+    batch: usize,
+    pairs: bool,
+    dot: &Dot,
+) -> Result<()> {
+    /// Of a multiprocessor, where the driver keeps some for itself.
+    const SHARED: usize = 200 << 10;
+    let outputs = dot.out.outputs as usize;
+    let shared = 4 * dot.stride as usize * (batch + dot.feed.parameters());
+    if batch > 2 || shared > SHARED {
+        let kind = if pairs { "pair" } else { "dot" };
+        return queue_teams(gpu, op, kind, format, batch, outputs, dot);
+    }
+    let rows = Rows {
+        feed: dot.feed,
+        out: dot.out,
+        weights: dot.weights,
+        scales: dot.scales,
+        up_bias: dot.up_bias,
+        stride: dot.stride,
+        act: dot.act,
+        act_p: dot.act_p,
+        then: dot.then,
+        then_p: dot.then_p,
+    };
+    let kind = if pairs { "row_pairs" } else { "rows" };
+    let name = format!("{kind}_{}_{batch}", format.name());
+    let blocks = (2 * gpu.processors as usize).min(outputs.div_ceil(WARPS));
+    let grid = Grid::new(blocks, 32 * WARPS as u32).shared(shared);
+    queue(gpu, op, (&STREAMS, &name), grid, &rows)
+}
+
+/// Queues a kernel of `cu/decode_dot.cu` over `rows` rows, or pairs of them: one block for each
+/// multiprocessor, which share out the rows evenly.
+fn queue_teams(
+    gpu: &Gpu,
+    op: &'static str,
+    kind: &str,
+    format: Format,
+    batch: usize,
+    rows: usize,
+    dot: &Dot,
+) -> Result<()> {
+    let name = format!("{kind}_{}_{batch}", format.name());
     let blocks = (gpu.processors as usize).min(rows);
     let threads = dot.threads();
     // Of the listed kind: a bit for each gate, and a block's part of the list.
     let rounds = dot.rounds as usize;
     let list = if rounds > 0 { 4 * rounds * threads + 4 * (rows.div_ceil(blocks) + 1) } else { 0 };
-    Grid::new(blocks, threads as u32).shared(list)
+    let grid = Grid::new(blocks, threads as u32).shared(list);
+    queue(gpu, op, (&TEAMS, &name), grid, dot)
 }
 
 /// The second half of a gated MLP's first half: `up` where the gate is open.
@@ -132,5 +201,5 @@ pub fn up_rows(it: &UpRows<'_>) -> Result<()> {
     (dot.act, dot.act_p) = curve_code(it.activation);
     (dot.then, dot.then_p) = curve_code(it.then);
     dot.rounds = ffn.div_ceil(32 * dot.threads()) as i32;
-    queue_dot(&it.up.gpu, OP, "listed", it.up.format(), batch, ffn, &dot)
+    queue_teams(&it.up.gpu, OP, "listed", it.up.format(), batch, ffn, &dot)
 }
