@@ -198,8 +198,8 @@ def arguments() -> argparse.Namespace:
     add("--attention", choices=("auto", "own", "cudnn"), help="of relufy on the GPU")
     add("--tasks", default=TASKS, help="separated by commas")
     add("--limit", type=int, default=500, help="documents of each task (default 500)")
-    add("--f32-bound", type=float, default=1e-5, help="relative (default 1e-5)")
-    add("--bf16-bound", type=float, default=3e-2, help="relative (default 3e-2)")
+    add("--f32-bound", type=float, default=3e-5, help="relative (default 3e-5)")
+    add("--bf16-bound", type=float, default=1.5e-1, help="relative (default 0.15)")
     add("--flips", type=float, default=0.05, help="share of a task's documents in bf16 (default 0.05)")
     add("--no-gpu", action="store_true", help=argparse.SUPPRESS)  # to try this script without a GPU
     options = parser.parse_args()

@@ -27,7 +27,8 @@ pub fn identity(
     let mut files = checkpoint.weight_files();
     files.push(checkpoint.dir().join("config.json"));
     for file in files {
-        hash_file(&file, &mut hasher).map_err(|source| Error::Read { path: file.clone(), source })?;
+        hash_file(&file, &mut hasher)
+            .map_err(|source| Error::Read { path: file.clone(), source })?;
     }
     Ok(hasher.finalize().to_hex().to_string())
 }
