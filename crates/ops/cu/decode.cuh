@@ -228,23 +228,6 @@ __device__ __forceinline__ float forced(float v, const float* mask, int at) {
     return mask ? __ldg(mask + at) * (fabsf(v) + FORCED) : v;
 }
 
-// What follows the norm.
-__device__ __forceinline__ float entered(const Feed& f, float v, int at) {
-    v = curve_value(f.op, f.op_p, v);
-    v = forced(v, f.mask, at);
-    return curve_value(f.then, f.then_p, v);
-}
-
-// Brings a norm's parameters and the masks nearer, ahead of the wait.
-__device__ __forceinline__ void prefetch_parameters(const Feed& f) {
-    constexpr int LINE = 32;
-    for (int i = threadIdx.x * LINE; i < f.width; i += blockDim.x * LINE) {
-        if (f.normed) prefetch(f.gain + i);
-        if (f.normed && f.bias) prefetch(f.bias + i);
-        if (f.mask) prefetch(f.mask + i);
-    }
-}
-
 // A sum with its bias, and under the cap.
 __device__ __forceinline__ float finished(const Out& o, int column, float v) {
     if (o.bias) v += __ldg(o.bias + column);
