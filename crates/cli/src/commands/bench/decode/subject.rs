@@ -11,7 +11,7 @@ use crate::progress::Bars;
 /// What is decoded.
 pub enum Subject {
     /// A shape without weights.
-    Shape { name: String, stage: u8, spec: DecoderSpec, device: Device },
+    Shape { name: String, stage: u8, spec: Box<DecoderSpec>, device: Device },
     /// A model.
     Model { name: String, stage: u8, real: Box<Real> },
 }
@@ -35,7 +35,7 @@ impl Subject {
             own => own,
         };
         let plan = ReluPlan::stage(Stage::try_from(stage).map_err(anyhow::Error::msg)?);
-        let spec = plan.apply(&shape.spec(activation)?)?;
+        let spec = Box::new(plan.apply(&shape.spec(activation)?)?);
         Ok(Subject::Shape { name: name.to_owned(), stage, spec, device })
     }
 
