@@ -95,6 +95,49 @@ fn a_model_decodes_a_text_with_its_own_zeros() {
     assert!(perplexity(&plain["rows"][0]).is_some() && plain["densities"].is_null());
 }
 
+/// What was measured of `model` at a stage.
+fn calibrated(lab: &Lab, stage: &str, file: &str) {
+    let flags = ["--corpus", "corpus.jsonl", "--tokens", "500", "--stage", stage, "-o", file];
+    lab.succeed(&[&["calibrate", "model"][..], &flags].concat());
+}
+
+#[test]
+fn thresholds_are_measured_beside_the_exact_model() {
+    let lab = lab();
+    calibrated(&lab, "0", "s0.json");
+    let corpus = ["model", "--corpus", "corpus.jsonl", "--format", "f32"];
+    let targets = ["--calibration", "s0.json", "--density-target", "1", "--density-target"];
+    let found = measured(&lab, &[&corpus[..], &["--decoder"], &targets, &["down=0.3"]].concat());
+    let inexact = "f32 target down=0.3, inexact";
+    assert_eq!(names(&found), ["f32 decoder", "f32 dense", "f32 target 1", inexact]);
+    let rows = found["rows"].as_array().unwrap();
+    let number = |row: usize, key: &str| rows[row][key].as_f64().unwrap();
+    // Nothing is dropped at 1: the same bits.
+    assert_eq!(number(2, "perplexity"), number(1, "perplexity"));
+    assert!((number(0, "perplexity") / number(1, "perplexity")).ln().abs() < 1e-4);
+    assert_eq!([1, 2, 3].map(|row| rows[row]["exact"] == true), [true, true, false]);
+    assert_eq!((&rows[1]["target"], &rows[3]["target"]["down"]), (&Value::Null, &0.3.into()));
+    let times = number(3, "perplexity") / number(1, "perplexity");
+    assert!(times != 1.0 && (times - number(3, "times_exact_perplexity")).abs() < 1e-9);
+    assert!(rows[2]["times_exact_perplexity"].is_null());
+    assert_eq!(rows[1]["densities"]["down"], 1.0);
+    let [qkv, down] = ["qkv", "down"].map(|site| rows[3]["densities"][site].as_f64().unwrap());
+    assert!(qkv == 1.0 && down > 0.1 && down < 0.5, "{qkv} {down}");
+    assert!(number(3, "bytes") < number(1, "bytes"));
+    // Beside zeros that are there anyway, and as a person reads it.
+    calibrated(&lab, "2", "s2.json");
+    let flags = ["--stage", "2", "--calibration", "s2.json", "--density-target", "0.2"];
+    let plain = [&BENCH[..], &corpus, &flags, &["--tokens", "5", "--threads", "2"]].concat();
+    let found = lab.succeed(&plain);
+    for part in ["f32 dense", "f32 sparse", "f32 target 0.2, inexact", "times exact"] {
+        assert!(found.contains(part), "no {part} in {found}");
+    }
+    assert!(found.contains("\ninexact: activations below thresholds count as zero"), "{found}");
+    // The layout alone is exact.
+    let found = measured(&lab, &[&corpus[..], &flags[..4], &["--engine", "sparse"]].concat());
+    assert_eq!((names(&found), &found["rows"][0]["exact"]), (vec!["f32 sparse"], &true.into()));
+}
+
 #[test]
 fn curves_say_what_each_matrix_takes_by_density() {
     let lab = Lab::new();
@@ -114,7 +157,8 @@ fn curves_say_what_each_matrix_takes_by_density() {
 #[test]
 fn what_cannot_be_measured_is_refused() {
     let lab = lab();
-    let cases: [(&[&str], &str); 19] = [
+    calibrated(&lab, "0", "s0.json");
+    let cases: [(&[&str], &str); 26] = [
         (&[], "<MODEL|--shape <SHAPE>>"),
         (&["model", "--shape", "m"], "cannot be used with"),
         (&["--shape", "2b"], "possible values: m, small"),
@@ -134,6 +178,16 @@ fn what_cannot_be_measured_is_refused() {
         (&["model", "--prompt", "the", "--context", "62"], "leaves nothing to time"),
         (&["model", "--corpus", "corpus.jsonl", "--prompt", "the"], "cannot be used with"),
         (&["nowhere"], "nowhere"),
+        (&["model", "--density-target", "0.5"], "--calibration"),
+        (&["model", "--calibration", "s0.json"], "has no zeros to lay out for"),
+        (&["model", "--calibration", "none.json", "--density-target", "1"], "none.json"),
+        (&["model", "--calibration", "s0.json", "--density-target", "x"], "expected a density"),
+        (
+            &["model", "--calibration", "s0.json", "--density-target", "1", "--densities", "llama"],
+            "cannot be used with",
+        ),
+        (&["--shape", "m", "--calibration", "s0.json"], "cannot be used with"),
+        (&["model", "--calibration", "s0.json", "--engine", "dense"], "leave --engine dense out"),
     ];
     for (flags, message) in cases {
         lab.refuse(&[&BENCH[..], flags].concat(), &[message]);

@@ -4,6 +4,7 @@
 
 mod allocator;
 mod args;
+mod calibration;
 mod commands;
 mod compute;
 mod engine;

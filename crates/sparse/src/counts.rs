@@ -2,6 +2,8 @@
 
 use std::ops::{Add, AddAssign};
 
+use relufy_spec::flops::SiteDensities;
+use relufy_spec::{DecoderSpec, Layer};
 use serde::{Deserialize, Serialize};
 
 /// Work at the matrices that read one site.
@@ -30,6 +32,39 @@ pub struct Counts {
     pub down: Work,
     /// The head.
     pub head: Work,
+}
+
+/// What was not zero of one token at each site, over all layers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Nonzeros {
+    pub qkv: usize,
+    pub o: usize,
+    pub up: usize,
+    pub down: usize,
+}
+
+impl Nonzeros {
+    /// Shares of what could have been not zero.
+    pub fn densities(&self, spec: &DecoderSpec) -> SiteDensities {
+        let widths = |width: &dyn Fn(&Layer) -> usize| spec.layers.iter().map(width).sum::<usize>();
+        let share = |nonzeros: usize, width: usize| nonzeros as f64 / width as f64;
+        let inputs = widths(&|_| spec.hidden);
+        SiteDensities {
+            qkv: share(self.qkv, inputs),
+            o: share(self.o, widths(&|layer| layer.attention.q_width())),
+            up: share(self.up, inputs),
+            down: share(self.down, widths(&|layer| layer.mlp.ffn)),
+        }
+    }
+}
+
+impl AddAssign for Nonzeros {
+    fn add_assign(&mut self, other: Nonzeros) {
+        self.qkv += other.qkv;
+        self.o += other.o;
+        self.up += other.up;
+        self.down += other.down;
+    }
 }
 
 impl Counts {

@@ -1,7 +1,11 @@
 //! One sequence that is being decoded.
 
+use std::sync::Arc;
+
+use relufy_spec::flops::SiteDensities;
+
 use crate::batch::{Batch, BatchRoom, LEAST, MOST};
-use crate::counts::Counts;
+use crate::counts::{Counts, Nonzeros};
 use crate::engine::{Engine, Packed};
 use crate::force::Forced;
 use crate::linear::Input;
@@ -9,7 +13,6 @@ use crate::matrix::padded;
 use crate::shared::{KvRows, PerWorker, SharedVec};
 use crate::walk::Walk;
 use crate::{Error, Format, Result};
-use std::sync::Arc;
 
 /// A sequence: its keys and values, and room for one token's activations. Tokens go in one after
 /// the other, logits come out.
@@ -24,6 +27,7 @@ pub struct Session {
     pub(crate) forced: Option<Forced>,
     last: Counts,
     sum: Counts,
+    nonzeros: Nonzeros,
 }
 
 /// What the workers share of one token, and what each has for itself.
@@ -58,6 +62,8 @@ pub(crate) struct Own {
     pub heads: [Vec<f32>; 4],
     pub scores: Vec<f32>,
     pub counts: Counts,
+    /// Of inputs that all workers list alike, the first worker's; of neurons, its own.
+    pub nonzeros: Nonzeros,
 }
 
 impl Session {
@@ -77,8 +83,8 @@ impl Session {
         };
         let (keys, values) = (kv()?, kv()?);
         let room = Room::new(&packed);
-        let (last, sum) = Default::default();
-        Ok(Session { packed, len: 0, keys, values, room, forced: None, last, sum })
+        let (last, sum, nonzeros) = Default::default();
+        Ok(Session { packed, len: 0, keys, values, room, forced: None, last, sum, nonzeros })
     }
 
     /// Appends tokens; the logits `[vocab]` after the last of them. A longer prompt goes through
@@ -144,6 +150,11 @@ impl Session {
         self.last
     }
 
+    /// What was not zero of the last token, at each site: a share over all layers.
+    pub fn densities(&self) -> SiteDensities {
+        self.nonzeros.densities(&self.packed.spec)
+    }
+
     /// What all calls together did.
     pub fn total_counts(&self) -> Counts {
         self.sum
@@ -186,10 +197,12 @@ impl Session {
         // worker another index.
         packed.pool.run(|worker| unsafe { walk.run(worker) });
         self.len += 1;
+        self.nonzeros = Nonzeros::default();
         for own in self.room.own.iter_mut() {
             let counts = std::mem::take(&mut own.counts);
             self.last += counts;
             self.sum += counts;
+            self.nonzeros += std::mem::take(&mut own.nonzeros);
         }
     }
 }
@@ -228,6 +241,7 @@ impl Room {
                 heads: std::array::from_fn(|_| vec![0.0; head_dim]),
                 scores: vec![0.0; packed.context],
                 counts: Counts::default(),
+                nonzeros: Nonzeros::default(),
             }),
         }
     }

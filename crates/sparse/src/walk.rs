@@ -59,6 +59,8 @@ impl Walk<'_> {
             let masks = self.forced.and_then(|forced| forced.layer(n));
             let thresholds = &layer.thresholds;
             enter(&layer.attention_norm, thresholds.qkv, own, masks.map(|masks| &masks.qkv[..]));
+            let first = usize::from(worker == 0);
+            own.nonzeros.qkv += first * own.input.list.len();
             let columns = share(layer.qkv.outputs, worker, workers);
             // SAFETY: these columns are this worker's; the others read them after the barrier, and
             // have read what was there before an earlier one.
@@ -82,6 +84,7 @@ impl Walk<'_> {
             if let Some(norm) = &layer.mlp_norm {
                 enter(norm, thresholds.up, own, masks.map(|masks| &masks.up[..]));
             }
+            own.nonzeros.up += first * own.input.list.len();
             let part = worker * padded(hidden)..(worker + 1) * padded(hidden);
             // SAFETY: this part is this worker's; the others have read it before an earlier barrier.
             let sum = unsafe { room.partial.write(part) };
@@ -172,6 +175,7 @@ impl Walk<'_> {
         }
         drop_small(&mut input.x[..width], layer.thresholds.o);
         input.list_nonzeros(width);
+        own.nonzeros.o += usize::from(worker == 0) * input.list.len();
         let columns = share(layer.o.outputs, worker, packed.pool.workers());
         // SAFETY: these columns are this worker's; the others read them after a barrier.
         let out = unsafe { self.room.mid.write(columns.start..padded_end(&columns)) };
@@ -233,6 +237,7 @@ impl Walk<'_> {
                     let both = (&up, &down);
                     bundles(isa, both, neurons, active, &layer.up_bias, x, products, sum);
                     let nonzero = products.iter().filter(|product| **product != 0.0).count();
+                    own.nonzeros.down += nonzero;
                     own.counts.down += Work {
                         needed: (hidden * nonzero) as u64,
                         done: (hidden * count) as u64,
@@ -261,6 +266,7 @@ impl Walk<'_> {
             }
             compact(gate, mine.start, list, values);
         }
+        own.nonzeros.down += list.len();
         let factors = fold_scales(&down, list, values, &mut own.scaled);
         add_rows(isa, &down, list, factors, 0..hidden, sum);
         let macs = (hidden * list.len()) as u64;

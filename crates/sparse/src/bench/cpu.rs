@@ -87,6 +87,10 @@ impl Timed for Timer {
     fn surprise(&self) -> Option<f64> {
         self.surprise
     }
+
+    fn densities(&self) -> Option<SiteDensities> {
+        Some(self.session.densities())
+    }
 }
 
 #[cfg(test)]
@@ -123,6 +127,7 @@ pub(super) mod tests {
             assert!(timer.step().unwrap() > 0.0);
             let counts = timer.counts().unwrap();
             assert_eq!(counts.qkv.done, 2 * 128 * 768);
+            assert_eq!(timer.densities(), Some(densities));
             assert_eq!(counts.up.done, 2 * (64 * 512 + 64 * 256));
             assert_eq!(counts.up.needed, 2 * (64 * 512 + 64 * 64));
             assert_eq!(counts.down.done, 2 * 64 * 256);

@@ -18,6 +18,7 @@ mod read;
 mod text;
 mod turns;
 
+use relufy_spec::flops::SiteDensities;
 use relufy_spec::{Activation, DecoderSpec, SiteOps};
 
 use crate::{Counts, Result};
@@ -48,6 +49,11 @@ pub trait Timed {
     /// What the last step thought of the token that follows in its text: minus the logarithm of its
     /// probability. `None` where there is no text.
     fn surprise(&self) -> Option<f64> {
+        None
+    }
+
+    /// What was not zero of the last step's token, at each site. `None` where nobody counts.
+    fn densities(&self) -> Option<SiteDensities> {
         None
     }
 

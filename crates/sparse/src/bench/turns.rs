@@ -1,5 +1,6 @@
 //! Several decoders in turns, and what their times say.
 
+use relufy_spec::flops::SiteDensities;
 use serde::Serialize;
 
 use super::Timed;
@@ -33,6 +34,8 @@ pub struct Step {
     pub counts: Counts,
     /// [`Timed::surprise`].
     pub surprise: Option<f64>,
+    /// [`Timed::densities`].
+    pub densities: Option<SiteDensities>,
 }
 
 /// What was measured.
@@ -70,6 +73,8 @@ pub struct Speed {
     pub faster: Option<Faster>,
     /// Of the text that was read.
     pub perplexity: Option<f64>,
+    /// Shares that were not zero at each site, on average.
+    pub densities: Option<SiteDensities>,
 }
 
 /// One decoder beside another.
@@ -113,8 +118,9 @@ pub fn take_turns(
             let row = (turn + n) % timed.len();
             for _ in 0..steps {
                 let seconds = timed[row].step()?;
-                let (counts, surprise) = (timed[row].counts()?, timed[row].surprise());
-                turns.rows[row].push(Step { seconds, counts, surprise });
+                let (counts, timed) = (timed[row].counts()?, &timed[row]);
+                let (surprise, densities) = (timed.surprise(), timed.densities());
+                turns.rows[row].push(Step { seconds, counts, surprise, densities });
             }
         }
     }
@@ -168,8 +174,23 @@ impl Turns {
             share_of_read: median(&shares),
             faster,
             perplexity,
+            densities: mean_densities(steps),
         }
     }
+}
+
+/// The mean of each site's; `None` where a step has none, or where there is no step.
+fn mean_densities(steps: &[Step]) -> Option<SiteDensities> {
+    let all: Vec<SiteDensities> = steps.iter().map(|step| step.densities).collect::<Option<_>>()?;
+    let mean = |site: fn(&SiteDensities) -> f64| {
+        (!all.is_empty()).then(|| all.iter().map(site).sum::<f64>() / all.len() as f64)
+    };
+    Some(SiteDensities {
+        qkv: mean(|each| each.qkv)?,
+        o: mean(|each| each.o)?,
+        up: mean(|each| each.up)?,
+        down: mean(|each| each.down)?,
+    })
 }
 
 /// The median; NaN of nothing.
@@ -230,6 +251,7 @@ mod tests {
         let (dense, sparse) = (turns.speed(0, None), turns.speed(1, Some(0)));
         assert_eq!((dense.tokens_per_second, dense.bytes), (250.0, 1000.0));
         assert!(dense.faster.is_none() && dense.perplexity.is_none());
+        assert!(dense.densities.is_none());
         assert!((dense.share_of_read - 0.5).abs() < 1e-12);
         let faster = sparse.faster.unwrap();
         assert_eq!((faster.times, faster.allowed, faster.share), (2.0, 2.5, 0.8));

@@ -10,6 +10,7 @@ use super::reading::{densities, read_text};
 use super::subject::Subject;
 use super::zeros::Forced;
 use super::{Choice, Decode};
+use crate::calibration::{self, Target};
 
 /// Positions that a timer may fill after those that it finds.
 const ROOM: usize = 8;
@@ -38,6 +39,10 @@ pub struct Row {
     pub engine: &'static str,
     pub format: Format,
     pub forced: Option<SiteDensities>,
+    /// The densities that its thresholds were chosen for.
+    pub target: Option<Target>,
+    /// Whether it computes what the model does, but for rounding.
+    pub exact: bool,
     /// The dense row of the same format.
     pub beside: Option<usize>,
 }
@@ -47,6 +52,16 @@ struct Pair {
     format: Format,
     dense: Option<Machine>,
     sparse: Option<Machine>,
+    /// Those with thresholds.
+    targets: Vec<(Target, Machine)>,
+}
+
+/// What sets a row apart from others of its format and engine.
+#[derive(Clone, Copy)]
+enum Variant<'a> {
+    Plain,
+    Forced(&'a Forced),
+    Target { target: Target, exact: bool },
 }
 
 impl<'a> Lineup<'a> {
@@ -100,7 +115,7 @@ impl<'a> Lineup<'a> {
         }
         if let (Some(text), true) = (&text, args.decoder) {
             let timer = Box::new(DecoderTimer::new(&subject.real()?.decoder, text.clone())?);
-            lineup.add("decoder", Format::F32, None, timer);
+            lineup.add("decoder", Format::F32, Variant::Plain, timer);
         }
         for pair in &pairs {
             lineup.add_pair(pair, &forced, text.as_ref(), usize::from(args.batch))?;
@@ -122,13 +137,19 @@ impl<'a> Lineup<'a> {
             None => machine.timer(forced.map(|forced| forced.densities), context, batch),
         };
         if let Some(machine) = &pair.dense {
-            self.add("dense", format, None, timer(machine, None)?);
+            self.add("dense", format, Variant::Plain, timer(machine, None)?);
         }
-        let Some(machine) = &pair.sparse else { return Ok(()) };
-        let forced: Vec<Option<&Forced>> =
-            if forced.is_empty() { vec![None] } else { forced.iter().map(Some).collect() };
-        for forced in forced {
-            self.add("sparse", format, forced, timer(machine, forced)?);
+        if let Some(machine) = &pair.sparse {
+            for forced in forced {
+                self.add("sparse", format, Variant::Forced(forced), timer(machine, Some(forced))?);
+            }
+            if forced.is_empty() {
+                self.add("sparse", format, Variant::Plain, timer(machine, None)?);
+            }
+        }
+        for (target, machine) in &pair.targets {
+            let variant = Variant::Target { target: *target, exact: machine.is_exact() };
+            self.add("sparse", format, variant, timer(machine, None)?);
         }
         Ok(())
     }
@@ -137,20 +158,25 @@ impl<'a> Lineup<'a> {
         &mut self,
         engine: &'static str,
         format: Format,
-        forced: Option<&Forced>,
+        variant: Variant<'_>,
         timed: Box<dyn Timed + 'a>,
     ) {
-        let name = match forced {
-            Some(forced) => format!("{format} {}", forced.name),
-            None => format!("{format} {engine}"),
+        let (name, forced, target, exact) = match variant {
+            Variant::Plain => (format!("{format} {engine}"), None, None, true),
+            Variant::Forced(forced) => {
+                (format!("{format} {}", forced.name), Some(forced.densities), None, true)
+            }
+            Variant::Target { target, exact } => {
+                let inexact = if exact { "" } else { ", inexact" };
+                (format!("{format} target {target}{inexact}"), None, Some(target), exact)
+            }
         };
         let dense = |row: &Row| row.engine == "dense" && row.format == format;
         let beside = match engine {
             "sparse" => self.rows.iter().position(dense),
             _ => None,
         };
-        let forced = forced.map(|forced| forced.densities);
-        self.rows.push(Row { name, engine, format, forced, beside });
+        self.rows.push(Row { name, engine, format, forced, target, exact, beside });
         self.timed.push(timed);
     }
 }
@@ -165,15 +191,31 @@ fn pairs(
 ) -> anyhow::Result<Vec<Pair>> {
     let threads = rayon::current_num_threads();
     let wanted = |choice| args.engine.is_none_or(|only| only == choice);
+    let found = match &args.calibration {
+        Some(path) => Some((subject.real()?, calibration::read(path, subject.spec())?)),
+        None => None,
+    };
     let pair = |format: &Format| {
         let options = Options { format: *format, threads, context };
         let machine =
             |skip, wanted: bool| wanted.then(|| Machine::new(subject, skip, &options)).transpose();
-        Ok(Pair {
-            format: *format,
-            dense: machine(false, wanted(Choice::Dense))?,
-            sparse: machine(true, zeros && wanted(Choice::Sparse))?,
-        })
+        let measured = |target: Option<&Target>| {
+            found.as_ref().map(|(real, found)| {
+                let calibrated = calibration::calibrated(found, subject.spec(), target);
+                Machine::calibrated(real, &calibrated, &options)
+            })
+        };
+        let sparse = match (zeros && wanted(Choice::Sparse), measured(None)) {
+            (true, Some(machine)) => Some(machine?),
+            (sparse, _) => machine(true, sparse)?,
+        };
+        let mut targets = Vec::new();
+        for target in &args.density_target {
+            if let Some(machine) = measured(Some(target)) {
+                targets.push((*target, machine?));
+            }
+        }
+        Ok(Pair { format: *format, dense: machine(false, wanted(Choice::Dense))?, sparse, targets })
     };
     formats.iter().map(pair).collect()
 }

@@ -2,7 +2,7 @@
 
 use relufy_model::Decoder;
 use relufy_sparse::bench::{RawRead, Text, Timed, Timer, nothing_skipped};
-use relufy_sparse::{Engine, Options, Result, Sequence, Session};
+use relufy_sparse::{Calibrated, Engine, Options, Result, Sequence, Session};
 #[cfg(feature = "cuda")]
 use relufy_sparse::{
     GpuEngine, GpuSession,
@@ -10,7 +10,7 @@ use relufy_sparse::{
 };
 use relufy_spec::flops::SiteDensities;
 
-use super::subject::Subject;
+use super::subject::{Real, Subject};
 use crate::engine::has_zeros;
 
 /// Bytes of a plain read on the CPU: more than caches hold.
@@ -51,6 +51,20 @@ impl Machine {
                 }
                 Ok(Machine::Cpu(Engine::new(&decoder, options)?))
             }
+        }
+    }
+
+    /// Packs the engine of a model on the CPU that knows what was measured of it.
+    pub fn calibrated(real: &Real, calibrated: &Calibrated, options: &Options) -> Result<Machine> {
+        Ok(Machine::Cpu(Engine::calibrated(&real.decoder, options, calibrated)?))
+    }
+
+    /// Whether it computes what the model does, but for rounding.
+    pub fn is_exact(&self) -> bool {
+        match self {
+            Machine::Cpu(engine) => engine.is_exact(),
+            #[cfg(feature = "cuda")]
+            Machine::Gpu(_) => true,
         }
     }
 

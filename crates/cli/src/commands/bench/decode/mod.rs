@@ -8,12 +8,15 @@ mod report;
 mod subject;
 mod zeros;
 
+use std::path::PathBuf;
+
 use anyhow::bail;
 use clap::builder::PossibleValuesParser;
 use relufy_sparse::Format;
 use relufy_sparse::bench::{Pace, take_turns};
 use relufy_trainer::bench::Shape;
 
+use crate::calibration::Target;
 use crate::compute::device;
 use crate::engine::has_zeros;
 use lineup::Lineup;
@@ -31,6 +34,9 @@ use zeros::Forced;
   relufy bench decode --shape m --curves                     # each kind of matrix, 5 to 100 %
   relufy bench decode MODEL-S2 --prompt 'Once upon a time'   # the zeros that it has there
   relufy bench decode MODEL-S2 --corpus text.jsonl --tokens 2000 --format f16,int8 --decoder
+  relufy calibrate MODEL --corpus train.jsonl -o measured.json   # a model without zeros:
+  relufy bench decode MODEL --corpus text.jsonl --calibration measured.json \\
+      --density-target 0.7 --density-target 0.5              # what thresholds gain and cost
   python3 scripts/bench_llama_cpp.py                         # llama.cpp in turn with these
 Shapes have random weights; m is 1b, the others are those of `relufy bench train --help`.
 
@@ -38,7 +44,10 @@ All rows decode in turns, and each turn begins with a plain read of memory. Toke
 token's. Dense rows have the same weights and read them all; `bytes allow` is how many times fewer
 bytes a row reads, and the last column what its speed-up is of that. A model reads a text, the same
 tokens in every row, with the zeros that it really has; --densities forces them instead: of each
-list that a site reads exactly that share, at random places, is not zero."
+list that a site reads exactly that share, at random places, is not zero.
+
+--density-target is no exact decoding: activations below thresholds count as zero. Its rows say the
+densities that were reached and the perplexity beside the exact model's, which is always there too."
 )]
 pub struct Decode {
     /// Folder or hub id.
@@ -80,6 +89,16 @@ pub struct Decode {
     /// perplexity too.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["shape", "densities"])]
     corpus: Option<String>,
+    /// What `relufy calibrate -o FILE` measured of this model at this stage: each gated MLP is then
+    /// laid out for its densities.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shape", "curves"])]
+    calibration: Option<PathBuf>,
+    /// Inexact: also time it with activations counted as zero whose magnitude is below a threshold,
+    /// chosen by site and layer for this density: D for all, or qkv=D,o=D,up=D,down=D; may be
+    /// repeated.
+    #[arg(long, value_name = "D", requires = "calibration",
+        conflicts_with_all = ["densities", "engine"])]
+    density_target: Vec<Target>,
     /// Also time what `generate --engine dense` runs, with f32 weights.
     #[arg(long, conflicts_with_all = ["shape", "densities", "engine"])]
     decoder: bool,
@@ -100,8 +119,20 @@ enum Choice {
 impl Decode {
     pub fn run(&self) -> anyhow::Result<()> {
         let formats = self.formats()?;
+        if self.calibration.is_some() && self.device != "cpu" {
+            bail!("--calibration is for the CPU; leave --device {} out", self.device);
+        }
+        if self.calibration.is_some() && self.engine == Some(Choice::Dense) {
+            bail!("--calibration is for the sparse engine; leave --engine dense out");
+        }
         let subject = self.subject()?;
         let zeros = has_zeros(subject.spec());
+        if !zeros && self.calibration.is_some() && self.density_target.is_empty() {
+            bail!(
+                "{} has no zeros to lay out for: --density-target takes small activations as zero",
+                subject.name()
+            );
+        }
         if !zeros
             && (self.curves || self.engine == Some(Choice::Sparse) || !self.densities.is_empty())
         {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::Decode;
 use super::lineup::{Lineup, Row};
 use super::subject::Subject;
+use crate::calibration::Target;
 use crate::{human, out};
 
 /// Everything that is printed.
@@ -35,6 +36,9 @@ pub struct Report<'a> {
     speeds: Vec<(&'a Row, Speed)>,
     #[serde(skip)]
     foreign: bool,
+    /// Whether some rows have thresholds.
+    #[serde(skip)]
+    targets: bool,
 }
 
 impl<'a> Report<'a> {
@@ -59,7 +63,9 @@ impl<'a> Report<'a> {
         let row = |(row, speed): &(&Row, Speed)| {
             let mut value = json!({
                 "name": row.name, "engine": row.engine, "format": row.format,
-                "forced": row.forced,
+                "forced": row.forced, "exact": row.exact,
+                "target": row.target.map(|Target(densities)| densities),
+                "times_exact_perplexity": times_exact(&speeds, row, speed),
             });
             if let (Value::Object(all), Ok(Value::Object(more))) =
                 (&mut value, serde_json::to_value(speed))
@@ -82,6 +88,7 @@ impl<'a> Report<'a> {
             read: turns.read(),
             densities: lineup.densities,
             rows: speeds.iter().map(row).collect(),
+            targets: lineup.rows.iter().any(|row| row.target.is_some()),
             speeds,
             foreign: lineup.foreign,
         }
@@ -133,6 +140,13 @@ impl<'a> Report<'a> {
         if self.foreign {
             columns.push(Column::number("perplexity", "perplexity"));
         }
+        if self.foreign && self.targets {
+            columns.push(Column::number("times_exact_perplexity", "times exact"));
+        }
+        if self.targets {
+            let sites = ["qkv", "o", "up", "down"];
+            columns.extend(sites.map(|site| Column::number(site, format!("{site} density %"))));
+        }
         let some =
             |value: Option<f64>, digits| value.map_or(Cell::Empty, |v| Cell::number(v, digits));
         let rows = self.speeds.iter().map(|(row, speed)| {
@@ -151,12 +165,34 @@ impl<'a> Report<'a> {
             if self.foreign {
                 cells.push(some(speed.perplexity, 4));
             }
+            if self.foreign && self.targets {
+                cells.push(some(times_exact(&self.speeds, row, speed), 4));
+            }
+            if self.targets {
+                let sites = speed.densities.map(|each| [each.qkv, each.o, each.up, each.down]);
+                cells.extend((0..4).map(|n| some(sites.map(|sites| 100.0 * sites[n]), 1)));
+            }
             cells
         });
-        let notes = match self.speeds.iter().any(|(_, speed)| speed.share_of_read > 1.05) {
-            true => vec!["more than 100 % of a plain read: weights come from a cache".to_owned()],
-            false => Vec::new(),
-        };
+        let mut notes = Vec::new();
+        if self.speeds.iter().any(|(_, speed)| speed.share_of_read > 1.05) {
+            notes.push("more than 100 % of a plain read: weights come from a cache".to_owned());
+        }
+        if self.speeds.iter().any(|(row, _)| !row.exact) {
+            let inexact = "inexact: activations below thresholds count as zero";
+            notes.push(inexact.to_owned());
+        }
         Grid { columns, rows: rows.collect(), notes }
     }
+}
+
+/// A row's perplexity over that of the exact row of its format, where it is not exact itself.
+fn times_exact(speeds: &[(&Row, Speed)], row: &Row, speed: &Speed) -> Option<f64> {
+    if row.exact {
+        return None;
+    }
+    let same = |other: &Row| other.exact && other.format == row.format;
+    let mut engines = speeds.iter().filter(|(other, _)| same(other) && other.engine != "decoder");
+    let exact = engines.find_map(|(_, other)| other.perplexity)?;
+    Some(speed.perplexity? / exact)
 }
