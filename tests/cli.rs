@@ -29,7 +29,11 @@ fn every_command_has_help_with_an_example() {
         assert!(names.contains(&known), "{known} is not in {names:?}");
     }
     for name in names {
-        let verbs: &[&str] = if name == "bench" { &["train", "prefill", "decode"] } else { &[""] };
+        let verbs: &[&str] = match name {
+            "bench" => &["train", "prefill", "decode"],
+            "cache" => &["", "list", "clean"],
+            _ => &[""],
+        };
         for verb in verbs {
             let args: Vec<&str> = [name, verb].into_iter().filter(|arg| !arg.is_empty()).collect();
             let command = format!("relufy {}", args.join(" "));

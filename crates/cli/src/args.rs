@@ -63,5 +63,6 @@ pub enum Command {
     Serve(commands::serve::Serve),
     Probe(commands::probe::Probe),
     Bench(commands::bench::Bench),
+    Cache(commands::cache::Cache),
     Completions(commands::completions::Completions),
 }

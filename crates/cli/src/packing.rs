@@ -36,7 +36,7 @@ pub struct Packing {
 
 /// Where packed weights are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
+pub enum Place {
     Off,
     Auto,
     Folder(PathBuf),
@@ -50,6 +50,23 @@ impl FromStr for Place {
             "off" => Place::Off,
             "auto" => Place::Auto,
             folder => Place::Folder(folder.into()),
+        })
+    }
+}
+
+impl Place {
+    /// The folder; `None` for `off`. `argument` is what an error names.
+    ///
+    /// # Errors
+    /// No cache folder of the user's for `auto`.
+    pub fn resolve(&self, argument: &'static str) -> anyhow::Result<Option<PathBuf>> {
+        Ok(match self {
+            Place::Off => None,
+            Place::Auto => {
+                let folder = relufy_data::cache_dir();
+                Some(folder.with_context(|| format!("{argument} auto"))?.join("packed"))
+            }
+            Place::Folder(folder) => Some(folder.clone()),
         })
     }
 }
@@ -96,8 +113,9 @@ impl Packing {
         if let Some(inexact) = self.inexact() {
             out::warn(inexact);
         }
-        let folder = match &self.packed_cache {
-            Place::Off => {
+        let folder = match self.packed_cache.resolve("--packed-cache")? {
+            Some(folder) => folder,
+            None => {
                 let started = Instant::now();
                 let decoder = checkpoint.load_with(&candle_core::Device::Cpu, plan)?;
                 let engine = Engine::calibrated(&decoder, options, &calibrated)?;
@@ -111,13 +129,22 @@ impl Packing {
                 }
                 return Ok(engine);
             }
-            Place::Auto => relufy_data::cache_dir().context("--packed-cache auto")?.join("packed"),
-            Place::Folder(folder) => folder.clone(),
         };
         let cache = PackedCache::new(folder);
         let opened = cache.open(checkpoint, plan, options, &calibrated, &Bars::default())?;
         for note in &opened.notes {
             out::warn(format_args!("packed cache: {note}"));
+        }
+        if !opened.superseded.is_empty() {
+            out::warn(format_args!(
+                "packed cache: {} of earlier weights of this model in {}; `relufy cache clean{}` removes them",
+                human::bytes(opened.superseded.iter().map(|entry| entry.bytes).sum()),
+                cache.dir().display(),
+                match &self.packed_cache {
+                    Place::Folder(folder) => format!(" {}", folder.display()),
+                    _ => String::new(),
+                },
+            ));
         }
         Ok(opened.engine)
     }

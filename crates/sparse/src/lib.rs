@@ -43,7 +43,7 @@ mod thresholds;
 mod walk;
 mod weights;
 
-pub use cache::{Opened, PackedCache};
+pub use cache::{Opened, PackedCache, PackedEntry, PackedState};
 pub use counts::{Counts, Work};
 #[cfg(feature = "cuda")]
 pub use cuda::{GpuEngine, GpuSession};

@@ -13,7 +13,8 @@ use relufy_data::Silent;
 use relufy_model::Checkpoint;
 use relufy_model::checkpoint::{StoredDtype, save_weights, write_config};
 use relufy_sparse::{
-    Calibrated, Format, Opened, Options, PackedCache, Session, SiteThresholds, Thresholds,
+    Calibrated, Format, Opened, Options, PackedCache, PackedState, Session, SiteThresholds,
+    Thresholds,
 };
 use relufy_spec::flops::{Densities, SiteDensities};
 use relufy_spec::{ReluPlan, Stage, family};
@@ -163,7 +164,7 @@ fn what_is_not_whole_and_right_is_packed_again() {
         ([&good[..], &[0]].concat(), "bytes, expected"),
         (vec![0; good.len()], "holds no packed weights"),
         (flip(0), "holds no packed weights"),
-        (flip(8), "has version 17, expected 1"),
+        (flip(8), "has version 18, expected 2"),
         (flip(12), "another byte order"),
         (flip(16), "header"),
         (flip(30), "checksum of its header"),
@@ -214,7 +215,7 @@ fn a_file_that_lies_with_right_checksums_is_refused() {
         fs::write(&first.path, bytes).unwrap();
     };
     type Change = (&'static str, fn(&mut Value));
-    let changes: [Change; 9] = [
+    let changes: [Change; 10] = [
         ("has another format or shape", |h| h["matrices"][1]["shape"][0] = 3.into()),
         ("has another format or shape", |h| h["matrices"][1]["format"] = "f16".into()),
         ("has another format or shape", |h| h["matrices"][1]["scales"] = Value::Array(vec![])),
@@ -224,6 +225,7 @@ fn a_file_that_lies_with_right_checksums_is_refused() {
         ("bytes, expected", |h| h["bytes"] = u64::MAX.into()),
         ("no parameter", |h| h["vectors"] = Value::Array(vec![])),
         ("header", |h| h["more"] = 1.into()),
+        ("header", |h| h["origin"] = Value::Null),
     ];
     for (why, change) in changes {
         forge(&change);
@@ -235,6 +237,74 @@ fn a_file_that_lies_with_right_checksums_is_refused() {
     // The forger's own mistakes are not what is found: unchanged, the file is taken.
     forge(&|_| {});
     calm(&lab.open(), true);
+}
+
+/// The states of the cache's files, by name.
+fn states(lab: &Lab) -> Vec<PackedState> {
+    lab.cache.entries().unwrap().iter().map(|entry| entry.state).collect()
+}
+
+#[test]
+fn entries_say_what_is_of_use() {
+    let lab = Lab::new();
+    assert_eq!(lab.cache.entries().unwrap(), []);
+    let opened = lab.open();
+    let [entry] = &lab.cache.entries().unwrap()[..] else { panic!("not one") };
+    assert_eq!((&entry.path, entry.state), (&opened.path, PackedState::Current));
+    assert_eq!((entry.model.as_deref(), entry.format), (Some("llama"), Some(Format::Int8)));
+    assert_eq!(entry.bytes, fs::metadata(&opened.path).unwrap().len());
+    let good = fs::read(&opened.path).unwrap();
+    let changed = |at: usize| {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0x10;
+        bytes
+    };
+    for (bytes, expected) in [
+        (changed(8), PackedState::OtherVersion),
+        (changed(12), PackedState::OtherVersion),
+        (changed(16), PackedState::Damaged),
+        (changed(30), PackedState::Damaged),
+        (changed(60), PackedState::Damaged),
+        (good[..9].to_vec(), PackedState::Damaged),
+        (good[..100].to_vec(), PackedState::Damaged),
+        (good[..good.len() - 1].to_vec(), PackedState::Damaged),
+        (good.clone(), PackedState::Current),
+    ] {
+        fs::write(&opened.path, bytes).unwrap();
+        assert_eq!(states(&lab), [expected]);
+    }
+    // What is no packed file is none of the cache's.
+    for (name, bytes) in [("x.packed", &b"RELUPAC?"[..]), ("x.pack", &good), ("empty.packed", b"")]
+    {
+        fs::write(lab.cache.dir().join(name), bytes).unwrap();
+    }
+    fs::create_dir(lab.cache.dir().join(".relufy-partial-packed-folder")).unwrap();
+    fs::create_dir(lab.cache.dir().join("folder.packed")).unwrap();
+    assert_eq!(states(&lab), [PackedState::Current]);
+    // Other weights in the same place.
+    let file = lab.folder.path().join("llama/model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes).unwrap();
+    assert_eq!(states(&lab), [PackedState::Current]);
+    let last = bytes.len() - 4;
+    bytes[last] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    let old = lab.cache.entries().unwrap();
+    assert_eq!(old[0].state, PackedState::Changed);
+    let again = lab.open();
+    assert_eq!(again.superseded, old);
+    assert!(!again.was_there && opened.superseded.is_empty() && lab.open().superseded.is_empty());
+    // Removed while somebody decodes with it, and by somebody else already.
+    let expected = answers(&lab.open());
+    for entry in lab.cache.entries().unwrap() {
+        assert!(lab.cache.remove(&entry).unwrap() && !lab.cache.remove(&entry).unwrap());
+    }
+    assert_eq!(answers(&again), expected);
+    assert_eq!(states(&lab), []);
+    assert_eq!(fs::read_dir(lab.cache.dir()).unwrap().count(), 5);
+    lab.open();
+    fs::remove_dir_all(lab.folder.path().join("llama")).unwrap();
+    assert_eq!(states(&lab), [PackedState::Gone]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! One file a command: its arguments, what it runs, what it prints.
 
 pub mod bench;
+pub mod cache;
 pub mod calibrate;
 pub mod completions;
 pub mod eval;
@@ -33,6 +34,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => args.run(),
         Command::Probe(args) => args.run(),
         Command::Bench(args) => args.run(),
+        Command::Cache(args) => args.run(),
         Command::Completions(args) => args.run(),
     }
 }

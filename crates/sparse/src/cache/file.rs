@@ -20,11 +20,12 @@ use rayon::prelude::*;
 use relufy_model::ParamId;
 use serde::{Deserialize, Serialize};
 
+use super::origin::Origin;
 use crate::matrix::{Matrix, anonymous_large, data_bytes};
 use crate::{Error, Format, Result};
 
 /// Counts up when what is written changes.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 pub(super) const MAGIC: &[u8; 8] = b"RELUPACK";
 pub(super) const PREFIX: usize = 56;
 /// Spans start at multiples of it.
@@ -38,6 +39,8 @@ const PIECE: usize = 4 << 20;
 pub(super) struct Header {
     /// Whose weights these are.
     pub key: String,
+    /// Where they come from.
+    pub origin: Origin,
     /// Bytes after the header's last page.
     pub bytes: u64,
     pub matrices: Vec<MatrixEntry>,
@@ -184,18 +187,17 @@ impl PackedFile {
 }
 
 /// The header, and where the spans count from.
-fn header(map: &[u8]) -> std::result::Result<(usize, Header), String> {
+pub(super) fn header(map: &[u8]) -> std::result::Result<(usize, Header), String> {
     let (prefix, rest) = map.split_at_checked(PREFIX).ok_or("is shorter than its header")?;
     if !prefix.starts_with(MAGIC) {
         return Err("holds no packed weights".to_owned());
     }
-    let word = |at: usize| <[u8; 4]>::try_from(&prefix[at..at + 4]).unwrap_or_default();
-    let version = u32::from_le_bytes(word(8));
-    if version != VERSION {
-        return Err(format!("has version {version}, expected {VERSION}"));
-    }
-    if word(12) != 1u32.to_ne_bytes() {
-        return Err("was written on a machine with another byte order".to_owned());
+    match version(prefix) {
+        Some((VERSION, true)) => {}
+        Some((VERSION, false)) | None => {
+            return Err("was written on a machine with another byte order".to_owned());
+        }
+        Some((version, _)) => return Err(format!("has version {version}, expected {VERSION}")),
     }
     let length = u64::from_le_bytes(prefix[16..24].try_into().unwrap_or_default());
     let length = usize::try_from(length).ok().filter(|length| *length <= rest.len());
@@ -206,6 +208,13 @@ fn header(map: &[u8]) -> std::result::Result<(usize, Header), String> {
     }
     let header = serde_json::from_slice(json).map_err(|error| format!("header: {error}"))?;
     Ok(((PREFIX + length).next_multiple_of(PAGE), header))
+}
+
+/// The version of the layout, and whether numbers are in this machine's byte order; `None` of a prefix
+/// that is cut short.
+pub(super) fn version(prefix: &[u8]) -> Option<(u32, bool)> {
+    let word = |at: usize| prefix.get(at..at + 4).and_then(|word| <[u8; 4]>::try_from(word).ok());
+    Some((u32::from_le_bytes(word(8)?), word(12)? == 1u32.to_ne_bytes()))
 }
 
 /// What stands for the prefix up to the checksum, and for the header.

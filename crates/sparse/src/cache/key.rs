@@ -1,7 +1,5 @@
 //! What stands for packed weights: a hash of all that they depend on.
 
-use relufy_model::Checkpoint;
-use relufy_model::checkpoint::hash_file;
 use relufy_model::layer::LayerPlan;
 use relufy_spec::DecoderSpec;
 
@@ -9,16 +7,13 @@ use crate::layout::LayerLayout;
 use crate::{Calibrated, Error, Format, Result};
 
 use super::file::VERSION;
+use super::origin::Origin;
 
-/// The key of a checkpoint's weights, packed for a decoder: hexadecimal.
-pub(super) fn of(
-    checkpoint: &Checkpoint,
-    spec: &DecoderSpec,
-    format: Format,
-    calibrated: &Calibrated,
-) -> Result<String> {
+/// The key of weights, packed for a decoder: hexadecimal.
+pub(super) fn of(origin: &Origin, spec: &DecoderSpec, calibrated: &Calibrated) -> Result<String> {
+    let Origin { relufy, format, weights, .. } = origin;
     let mut hasher = blake3::Hasher::new();
-    hasher.update(env!("CARGO_PKG_VERSION").as_bytes());
+    hasher.update(relufy.as_bytes());
     hasher.update(&VERSION.to_le_bytes());
     hasher.update(&1u32.to_ne_bytes());
     hasher.update(format.name().as_bytes());
@@ -32,9 +27,7 @@ pub(super) fn of(
         let LayerLayout { qkv, o, first, up } = layout;
         hasher.update(&[qkv, o, first, up].map(u8::from));
     }
-    for path in checkpoint.weight_files() {
-        hash_file(&path, &mut hasher).map_err(|source| relufy_model::Error::Io { path, source })?;
-    }
+    hasher.update(weights.hash.as_bytes());
     Ok(hasher.finalize().to_hex().to_string())
 }
 

@@ -4,13 +4,18 @@
 //! files, of the decoder that surgery makes of them, of the format and of the layout. Everything in it
 //! is checksummed and is checked whenever it is read, so a file that is damaged, cut short or
 //! another's is packed again and never computed with. It appears whole or not at all: processes that
-//! write it at the same time do not disturb each other or those that read it.
+//! write it at the same time do not disturb each other or those that read it. What an interrupted write
+//! leaves behind is removed by the next; files whose model changed are listed ([`PackedCache::entries`]),
+//! and removed by whoever asks for it.
 //!
 //! Matrices are copied out of the file, into pages as large as the system gives: decoding straight from
 //! a mapped file was slower, because files lie in small pages and rows are skipped to.
 
+mod entries;
 mod file;
 mod key;
+mod origin;
+mod partial;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -19,7 +24,10 @@ use relufy_data::Progress;
 use relufy_model::Checkpoint;
 use relufy_spec::{DecoderSpec, ReluPlan};
 
+pub use entries::{PackedEntry, PackedState};
 pub(crate) use file::PackedFile;
+
+use origin::Origin;
 
 use crate::weights::Weights;
 use crate::{Calibrated, Engine, Options, Result};
@@ -41,6 +49,9 @@ pub struct Opened {
     /// What went wrong on the way, for people: a damaged file, a full disk. The engine is as good as
     /// without.
     pub notes: Vec<String>,
+    /// Files that were of use until these weights were packed: of the same model with other weights,
+    /// or by another version of the program. They stay until somebody removes them.
+    pub superseded: Vec<PackedEntry>,
 }
 
 impl PackedCache {
@@ -68,11 +79,16 @@ impl PackedCache {
         progress: &dyn Progress,
     ) -> Result<Opened> {
         let spec = plan.apply(&checkpoint.config().spec).map_err(relufy_model::Error::from)?;
-        let key = key::of(checkpoint, &spec, options.format, calibrated)?;
+        let weights = origin::Weights::of(checkpoint)?;
+        let origin = Origin::new(checkpoint, options.format, weights);
+        let key = key::of(&origin, &spec, calibrated)?;
         let path = self.dir.join(key::file_name(checkpoint.name(), options.format, &key));
         let mut notes = Vec::new();
         match read(&path, &key, &spec, options, calibrated) {
-            Ok(Some(engine)) => return Ok(Opened { engine, path, was_there: true, notes }),
+            Ok(Some(engine)) => {
+                let superseded = Vec::new();
+                return Ok(Opened { engine, path, was_there: true, notes, superseded });
+            }
             Ok(None) => {}
             Err(why) => notes.push(format!("{}: {why}; packing again", path.display())),
         }
@@ -80,10 +96,11 @@ impl PackedCache {
         let decoder = checkpoint.load_with(&candle_core::Device::Cpu, plan)?;
         let engine = Engine::calibrated(&decoder, options, calibrated)?;
         progress.finish();
-        if let Err(why) = write::write(&path, &key, &engine, decoder.params()) {
+        if let Err(why) = write::write(&path, (&key, &origin), &engine, decoder.params()) {
             notes.push(format!("{}: {why}; the packed weights are not kept", path.display()));
         }
-        Ok(Opened { engine, path, was_there: false, notes })
+        let superseded = self.superseded(&origin);
+        Ok(Opened { engine, path, was_there: false, notes, superseded })
     }
 }
 

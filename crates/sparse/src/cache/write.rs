@@ -4,16 +4,22 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use relufy_model::Params;
-use relufy_model::checkpoint::STAGED_PREFIX;
 use relufy_ops::buffer::to_host;
 
 use super::file::{
     Header, MAGIC, MatrixEntry, PAGE, PREFIX, Span, VERSION, VectorEntry, hash, header_hash,
 };
+use super::origin::Origin;
+use super::partial;
 use crate::Engine;
 
 /// Writes the weights of an engine, whose vectors are `params`', under `path`.
-pub(super) fn write(path: &Path, key: &str, engine: &Engine, params: &Params) -> io::Result<()> {
+pub(super) fn write(
+    path: &Path,
+    (key, origin): (&str, &Origin),
+    engine: &Engine,
+    params: &Params,
+) -> io::Result<()> {
     let vectors = params.iter().filter(|param| !param.is_matrix());
     let vectors = vectors
         .map(|param| Ok((format!("{:?}", param.id), to_host(&param.tensor)?)))
@@ -35,12 +41,15 @@ pub(super) fn write(path: &Path, key: &str, engine: &Engine, params: &Params) ->
         data: spans.add(bytemuck::cast_slice(values)),
     });
     let vectors = vectors.collect();
-    let header = Header { key: key.to_owned(), bytes: spans.end, matrices, vectors };
+    let (key, origin) = (key.to_owned(), origin.clone());
+    let header = Header { key, origin, bytes: spans.end, matrices, vectors };
     let json = serde_json::to_vec(&header)?;
 
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
-    let file = tempfile::Builder::new().prefix(STAGED_PREFIX).tempfile_in(folder)?;
+    // What others left behind may be the room that is missing.
+    partial::sweep(folder);
+    let file = partial::begin(folder)?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
     let mut prefix = MAGIC.to_vec();
     prefix.extend(VERSION.to_le_bytes());
