@@ -64,6 +64,24 @@ fn a_shape_is_measured_at_forced_densities() {
 }
 
 #[test]
+fn sequences_side_by_side_share_what_they_read() {
+    let lab = Lab::new();
+    let flags = ["--shape", "small", "--densities", "50,25,10", "--batch"];
+    let of = |batch: &'static str| measured(&lab, &[&flags[..], &[batch]].concat());
+    let (one, four) = (of("1"), of("4"));
+    assert_eq!((&four["batch"], &four["rows"][1]["densities"]["qkv"]), (&4.into(), &0.5.into()));
+    let number = |found: &Value, row: usize, key: &str| found["rows"][row][key].as_f64().unwrap();
+    for row in [0, 1] {
+        assert_eq!(number(&four, row, "macs_done"), 4.0 * number(&one, row, "macs_done"));
+    }
+    assert_eq!(number(&four, 0, "bytes"), number(&one, 0, "bytes"));
+    let bytes = number(&four, 1, "bytes");
+    assert!(bytes > number(&one, 1, "bytes") && bytes < number(&four, 0, "bytes"));
+    let (second, step) = (number(&four, 1, "tokens_per_second"), number(&four, 1, "median_ms"));
+    assert!((second * step / 4e3 - 1.0).abs() < 1e-9);
+}
+
+#[test]
 fn a_model_decodes_a_text_with_its_own_zeros() {
     let lab = lab();
     let all = ["model", "--stage", "2", "--corpus", "corpus.jsonl", "--format", "f32", "--decoder"];
@@ -158,7 +176,7 @@ fn curves_say_what_each_matrix_takes_by_density() {
 fn what_cannot_be_measured_is_refused() {
     let lab = lab();
     calibrated(&lab, "0", "s0.json");
-    let cases: [(&[&str], &str); 26] = [
+    let cases: [(&[&str], &str); 27] = [
         (&[], "<MODEL|--shape <SHAPE>>"),
         (&["model", "--shape", "m"], "cannot be used with"),
         (&["--shape", "2b"], "possible values: m, small"),
@@ -169,7 +187,8 @@ fn what_cannot_be_measured_is_refused() {
         (&["--shape", "small", "--densities", "1,2"], "three densities in per cent"),
         (&["--shape", "small", "--densities", "0.5,0.5,0.5"], "in per cent: 49,33,35"),
         (&["--shape", "small", "--format", "q4"], "unknown format `q4`"),
-        (&["--shape", "small", "--batch", "2"], "--batch is for --device cuda"),
+        (&["--shape", "small", "--batch", "0"], "0 is not in 1..=64"),
+        (&["model", "--corpus", "corpus.jsonl", "--batch", "2"], "--batch needs --densities"),
         (&["--shape", "small", "--context", "128"], "has 128 positions"),
         (&["--shape", "small", "--prompt", "the"], "cannot be used with"),
         (&["--shape", "small", "--device", "cuda", "--format", "f16"], "f16 is for the CPU"),

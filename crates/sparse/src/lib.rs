@@ -1,7 +1,7 @@
 //! Decoding on the CPU that really skips the zeros.
 //!
 //! [`Engine::new`] packs a decoder's weights for reading by rows; a [`Session`] decodes one
-//! sequence with them. The zeros of a relufied model are exact, so skipping their rows changes
+//! sequence with them, [`Sessions`] several side by side. The zeros of a relufied model are exact, so skipping their rows changes
 //! nothing but rounding, and a token's time falls with the bytes that are read.
 //!
 //! What is skipped: at queries, keys and values, at the gate (or a plain MLP's `up`), and at
@@ -33,11 +33,14 @@ mod kernels;
 mod layout;
 mod linear;
 mod matrix;
+mod neurons;
 mod packed;
 mod pool;
 mod sequence;
 mod session;
+mod sessions;
 mod shared;
+mod side_by_side;
 mod source;
 mod thresholds;
 mod walk;
@@ -52,4 +55,5 @@ pub use error::{Error, Result};
 pub use format::Format;
 pub use sequence::{Sequence, sequence};
 pub use session::Session;
+pub use sessions::Sessions;
 pub use thresholds::{SiteThresholds, Thresholds};

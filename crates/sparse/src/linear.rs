@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use crate::counts::Work;
-use crate::kernels::{Isa, add_rows, dot_rows, fold_scales};
+use crate::kernels::{ADDED, Isa, add_rows, dot_rows, fold_scales};
 use crate::matrix::{Matrix, PAD, padded};
+use crate::side_by_side::{blocks, parts, union};
 use crate::weights::{Part, Weights};
 use crate::{Format, Result};
 
@@ -61,6 +62,13 @@ pub(crate) fn share(n: usize, worker: usize, workers: usize) -> Range<usize> {
     start..(lines * (worker + 1) / workers * PAD).min(n)
 }
 
+/// A sequence at a projection: what enters, what comes out (padded), and its counts.
+pub(crate) struct Pass<'a> {
+    pub input: &'a mut Input,
+    pub y: &'a mut [f32],
+    pub work: &'a mut Work,
+}
+
 /// A projection.
 pub(crate) struct Linear {
     matrix: Matrix,
@@ -93,30 +101,78 @@ impl Linear {
         share: Range<usize>,
         y: &mut [f32],
     ) -> Work {
+        let mut work = Work::default();
+        self.forward_all(isa, &mut [Pass { input, y, work: &mut work }], identity, share);
+        work
+    }
+
+    /// The same for several sequences, and what was done is added to their counts: to the first one's the
+    /// bytes, which they share.
+    pub fn forward_all(
+        &self,
+        isa: Isa,
+        passes: &mut [Pass<'_>],
+        identity: &[u32],
+        share: Range<usize>,
+    ) {
         if share.is_empty() {
-            return Work::default();
+            return;
         }
+        let bytes = match self.by_input {
+            true => self.add_inputs(isa, passes, &share),
+            false => self.dot_outputs(isa, passes, identity, &share),
+        };
+        for (n, pass) in passes.iter_mut().enumerate() {
+            let needed = (pass.input.list.len() * share.len()) as u64;
+            let done = if self.by_input { needed } else { (share.len() * self.inputs) as u64 };
+            *pass.work += Work { needed, done, bytes: if n == 0 { bytes } else { 0 } };
+        }
+    }
+
+    /// Rows are inputs: those that are not zero. The bytes that are read.
+    fn add_inputs(&self, isa: Isa, passes: &mut [Pass<'_>], share: &Range<usize>) -> u64 {
         let rows = self.matrix.all();
-        let active = input.list.len();
-        let needed = (active * share.len()) as u64;
-        if self.by_input {
-            let y = &mut y[..padded(share.len())];
-            y.fill(0.0);
+        let row_bytes = rows.row_bytes(share.len());
+        for pass in passes.iter_mut() {
+            pass.y[..padded(share.len())].fill(0.0);
             if let Some(bias) = self.bias.get(share.clone()) {
-                y[..share.len()].copy_from_slice(bias);
+                pass.y[..share.len()].copy_from_slice(bias);
             }
-            let values = fold_scales(&rows, &input.list, &input.values, &mut input.scaled);
-            add_rows(isa, &rows, &input.list, values, share.clone(), y);
-            let bytes = rows.row_bytes(share.len()) * active as u64;
-            return Work { needed, done: needed, bytes };
+            let Input { list, values, scaled, .. } = &mut *pass.input;
+            fold_scales(&rows, list, values, scaled);
         }
-        let y = &mut y[..share.len()];
-        dot_rows(isa, &rows, &identity[share.clone()], &input.x, y);
+        let lists = || passes.iter().map(|pass| &pass.input.list[..]);
+        let (bytes, parts) = (row_bytes * union(lists()) as u64, parts(lists(), ADDED, row_bytes));
+        for (n, part) in parts {
+            let Pass { input: Input { list, values, scaled, .. }, y, .. } = &mut passes[n];
+            let values = if rows.scales.is_empty() { values } else { scaled };
+            add_rows(isa, &rows, &list[part.clone()], &values[part], share.clone(), y);
+        }
+        bytes
+    }
+
+    /// Rows are outputs: all of the share. The bytes that are read.
+    fn dot_outputs(
+        &self,
+        isa: Isa,
+        passes: &mut [Pass<'_>],
+        identity: &[u32],
+        share: &Range<usize>,
+    ) -> u64 {
+        let rows = self.matrix.all();
+        let row_bytes = rows.row_bytes(self.inputs);
+        for block in blocks(share.clone(), row_bytes, passes.len()) {
+            let to = block.start - share.start..block.end - share.start;
+            for Pass { input, y, .. } in passes.iter_mut() {
+                dot_rows(isa, &rows, &identity[block.clone()], &input.x, &mut y[to.clone()]);
+            }
+        }
         if let Some(bias) = self.bias.get(share.clone()) {
-            y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            for Pass { y, .. } in passes {
+                y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
         }
-        let done = (share.len() * self.inputs) as u64;
-        Work { needed, done, bytes: rows.row_bytes(self.inputs) * share.len() as u64 }
+        row_bytes * share.len() as u64
     }
 
     /// The work of `count` inputs (rows of `inputs`) at so many outputs where nothing is skipped

@@ -11,7 +11,7 @@ use crate::force::Forced;
 use crate::linear::Input;
 use crate::matrix::padded;
 use crate::shared::{KvRows, PerWorker, SharedVec};
-use crate::walk::Walk;
+use crate::walk::{Lane, Walk};
 use crate::{Error, Format, Result};
 
 /// A sequence: its keys and values, and room for one token's activations. Tokens go in one after
@@ -93,16 +93,9 @@ impl Session {
     /// # Errors
     /// No tokens; one outside the vocabulary; more than the context holds. Nothing is appended then.
     pub fn prefill(&mut self, tokens: &[u32]) -> Result<&[f32]> {
-        let (vocab, context) = (self.packed.spec.vocab, self.packed.context);
+        self.accepts(tokens)?;
         let Some((last, before)) = tokens.split_last() else { return Err(Error::EmptyPrompt) };
-        if let Some(&id) = tokens.iter().find(|id| **id as usize >= vocab) {
-            return Err(Error::TokenOutOfRange { id, vocab });
-        }
-        let len = self.len + tokens.len();
-        if len > context {
-            return Err(Error::ContextFull { len, context });
-        }
-        self.last = Counts::default();
+        self.begin();
         let mut before = before;
         if before.len() >= LEAST {
             let mut room = BatchRoom::new(&self.packed, before.len().min(MOST));
@@ -114,7 +107,17 @@ impl Session {
         }
         before.iter().for_each(|token| self.pass(*token, false));
         self.pass(*last, true);
-        Ok(&self.room.logits_mut()[..vocab])
+        Ok(self.logits())
+    }
+
+    /// Whether tokens can be appended.
+    pub(crate) fn accepts(&self, tokens: &[u32]) -> Result<()> {
+        let (vocab, context) = (self.packed.spec.vocab, self.packed.context);
+        if let Some(&id) = tokens.iter().find(|id| **id as usize >= vocab) {
+            return Err(Error::TokenOutOfRange { id, vocab });
+        }
+        let len = self.len + tokens.len();
+        if len > context { Err(Error::ContextFull { len, context }) } else { Ok(()) }
     }
 
     /// Appends one token; the logits `[vocab]` after it.
@@ -160,6 +163,12 @@ impl Session {
         self.sum
     }
 
+    /// The logits `[vocab]` that the last walk left.
+    pub(crate) fn logits(&self) -> &[f32] {
+        // SAFETY: workers write only while the session is borrowed mutably.
+        unsafe { &self.room.logits.read()[..self.packed.spec.vocab] }
+    }
+
     /// Many tokens through the layers.
     fn pass_many(&mut self, tokens: &[u32], room: &mut BatchRoom) -> Result<()> {
         let packed = &*self.packed;
@@ -183,19 +192,33 @@ impl Session {
     /// One token through the layers, and through the head where its logits are wanted.
     fn pass(&mut self, token: u32, logits: bool) {
         let packed = &*self.packed;
-        let walk = Walk {
-            packed,
+        let lanes = [self.lane(token)];
+        let walk = Walk { packed, lanes: &lanes, logits };
+        // SAFETY: the room is this session's, which is borrowed mutably, and the pool gives each
+        // worker another index.
+        packed.pool.run(|worker| unsafe { walk.run(worker) });
+        self.finish();
+    }
+
+    /// What a token's walk needs of the sequence.
+    pub(crate) fn lane(&self, token: u32) -> Lane<'_> {
+        Lane {
             keys: &self.keys,
             values: &self.values,
             room: &self.room,
             forced: self.forced.as_ref(),
             token,
             position: self.len,
-            logits,
-        };
-        // SAFETY: the room is this session's, which is borrowed mutably, and the pool gives each
-        // worker another index.
-        packed.pool.run(|worker| unsafe { walk.run(worker) });
+        }
+    }
+
+    /// Begins to count.
+    pub(crate) fn begin(&mut self) {
+        self.last = Counts::default();
+    }
+
+    /// Takes note of a token that has walked.
+    pub(crate) fn finish(&mut self) {
         self.len += 1;
         self.nonzeros = Nonzeros::default();
         for own in self.room.own.iter_mut() {
@@ -244,10 +267,5 @@ impl Room {
                 nonzeros: Nonzeros::default(),
             }),
         }
-    }
-
-    fn logits_mut(&mut self) -> &[f32] {
-        // SAFETY: the room is borrowed mutably, so no worker writes.
-        unsafe { self.logits.read() }
     }
 }

@@ -1,4 +1,5 @@
-//! One token's way through the layers, as each worker walks it.
+//! One token's way through the layers, as each worker walks it; several sequences' tokens walk side by
+//! side.
 //!
 //! ```text
 //! norm, list of non-zeros      every worker for itself: cheaper than a barrier
@@ -20,103 +21,129 @@ use relufy_ops::attention::weights_of_one;
 use relufy_ops::norm::RowNorm;
 use relufy_ops::pointwise::{Pointwise, apply_to_slice};
 
-use crate::counts::Work;
 use crate::engine::{Packed, PackedLayer};
-use crate::force::Forced;
-use crate::kernels::{add_rows, bundles, dot_rows, fold_scales};
-use crate::linear::{Input, compact, share};
+use crate::force::{Forced, Masks};
+use crate::kernels::{add_rows, dot_rows};
+use crate::linear::{Input, Pass, share};
 use crate::matrix::padded;
 use crate::session::{Own, Room};
 use crate::shared::KvRows;
 use crate::thresholds::drop_small;
 
-/// One token on its way.
+/// A token of each of some sequences on their way.
 pub(crate) struct Walk<'a> {
     pub packed: &'a Packed,
+    pub lanes: &'a [Lane<'a>],
+    /// Whether the head is needed.
+    pub logits: bool,
+}
+
+/// One sequence's token.
+pub(crate) struct Lane<'a> {
     pub keys: &'a [KvRows],
     pub values: &'a [KvRows],
     pub room: &'a Room,
     pub forced: Option<&'a Forced>,
     pub token: u32,
     pub position: usize,
-    /// Whether the head is needed.
-    pub logits: bool,
 }
 
 impl Walk<'_> {
     /// A worker's part.
     ///
     /// # Safety
-    /// Every worker of the pool calls it once, with its index, and nobody else uses the room.
+    /// Every worker of the pool calls it once, with its index, each sequence has a room of its own,
+    /// and nobody else uses the rooms.
     pub unsafe fn run(&self, worker: usize) {
-        let (packed, room) = (self.packed, self.room);
-        let workers = packed.pool.workers();
+        let (packed, lanes) = (self.packed, self.lanes);
+        let (workers, identity) = (packed.pool.workers(), &packed.identity);
         let hidden = packed.spec.hidden;
-        // SAFETY: each worker has its own index.
-        let own = unsafe { room.own.get(worker) };
-        packed.embed(self.token, self.position, &mut own.x, &mut own.input.x[..hidden]);
+        // SAFETY: each worker has its own index, and each sequence its own room.
+        let owns = lanes.iter().map(|lane| unsafe { lane.room.own.get(worker) });
+        let mut owns: Vec<&mut Own> = owns.collect();
+        for (lane, own) in lanes.iter().zip(&mut owns) {
+            packed.embed(lane.token, lane.position, &mut own.x, &mut own.input.x[..hidden]);
+        }
         for (n, layer) in packed.layers.iter().enumerate() {
-            let masks = self.forced.and_then(|forced| forced.layer(n));
             let thresholds = &layer.thresholds;
-            enter(&layer.attention_norm, thresholds.qkv, own, masks.map(|masks| &masks.qkv[..]));
             let first = usize::from(worker == 0);
-            own.nonzeros.qkv += first * own.input.list.len();
+            for (lane, own) in lanes.iter().zip(&mut owns) {
+                let mask = lane.masks(n).map(|masks| &masks.qkv[..]);
+                enter(&layer.attention_norm, thresholds.qkv, own, mask);
+                own.nonzeros.qkv += first * own.input.list.len();
+            }
             let columns = share(layer.qkv.outputs, worker, workers);
-            // SAFETY: these columns are this worker's; the others read them after the barrier, and
-            // have read what was there before an earlier one.
-            let out = unsafe { room.qkv.write(columns.start..padded_end(&columns)) };
-            own.counts.qkv +=
-                layer.qkv.forward(packed.isa, &mut own.input, &packed.identity, columns, out);
+            let passes = lanes.iter().zip(&mut owns).map(|(lane, own)| {
+                // SAFETY: these columns are this worker's; the others read them after the barrier, and
+                // have read what was there before an earlier one.
+                let y = unsafe { lane.room.qkv.write(columns.start..padded_end(&columns)) };
+                Pass { input: &mut own.input, y, work: &mut own.counts.qkv }
+            });
+            let mut passes: Vec<Pass<'_>> = passes.collect();
+            layer.qkv.forward_all(packed.isa, &mut passes, identity, columns);
             packed.pool.meet();
-            // SAFETY: queries, keys and values are complete, and not written before the next layer.
-            let qkv = unsafe { room.qkv.read() };
-            self.attend(n, worker, qkv, own);
+            for (lane, own) in lanes.iter().zip(&mut owns) {
+                // SAFETY: queries, keys and values are complete, and not written before the next layer.
+                let qkv = unsafe { lane.room.qkv.read() };
+                self.attend(lane, n, worker, qkv, own);
+            }
             packed.pool.meet();
-            // SAFETY: attention's output is complete, and not written before the next layer.
-            let attended = unsafe { room.attended.read() };
-            self.project(layer, worker, attended, own);
+            self.project(layer, worker, &mut owns);
             let parallel = layer.plan.joins != Joins::Sequential;
             if !parallel {
                 packed.pool.meet();
-                // SAFETY: complete, and not written before the next layer's barriers.
-                add(&mut own.x, unsafe { room.mid.read() });
             }
-            if let Some(norm) = &layer.mlp_norm {
-                enter(norm, thresholds.up, own, masks.map(|masks| &masks.up[..]));
+            for (lane, own) in lanes.iter().zip(&mut owns) {
+                if !parallel {
+                    // SAFETY: complete, and not written before the next layer's barriers.
+                    add(&mut own.x, unsafe { lane.room.mid.read() });
+                }
+                if let Some(norm) = &layer.mlp_norm {
+                    enter(norm, thresholds.up, own, lane.masks(n).map(|masks| &masks.up[..]));
+                }
+                own.nonzeros.up += first * own.input.list.len();
             }
-            own.nonzeros.up += first * own.input.list.len();
-            let part = worker * padded(hidden)..(worker + 1) * padded(hidden);
-            // SAFETY: this part is this worker's; the others have read it before an earlier barrier.
-            let sum = unsafe { room.partial.write(part) };
-            self.mlp(layer, worker, masks.map(|masks| &masks.gate[..]), own, sum);
+            self.mlp(n, worker, &mut owns);
             packed.pool.meet();
-            if parallel {
-                // SAFETY: as above.
-                add(&mut own.x, unsafe { room.mid.read() });
-            }
-            // SAFETY: complete, and not written before the next layer's barriers.
-            for sum in unsafe { room.partial.read() }.chunks_exact(padded(hidden)) {
-                add(&mut own.x, sum);
+            for (lane, own) in lanes.iter().zip(&mut owns) {
+                if parallel {
+                    // SAFETY: as above.
+                    add(&mut own.x, unsafe { lane.room.mid.read() });
+                }
+                // SAFETY: complete, and not written before the next layer's barriers.
+                for sum in unsafe { lane.room.partial.read() }.chunks_exact(padded(hidden)) {
+                    add(&mut own.x, sum);
+                }
             }
         }
         if self.logits {
+            self.head(worker, &mut owns);
+        }
+    }
+
+    /// This worker's logits.
+    fn head(&self, worker: usize, owns: &mut [&mut Own]) {
+        let packed = self.packed;
+        let columns = share(packed.head.outputs, worker, packed.pool.workers());
+        let passes = self.lanes.iter().zip(owns).map(|(lane, own)| {
             enter(&packed.final_norm, 0.0, own, None);
-            let columns = share(packed.head.outputs, worker, workers);
             // SAFETY: these columns are this worker's; they are read after all have finished.
-            let out = unsafe { room.logits.write(columns.start..padded_end(&columns)) };
-            let logits = columns.len();
-            own.counts.head +=
-                packed.head.forward(packed.isa, &mut own.input, &packed.identity, columns, out);
-            if let Some(cap) = packed.spec.head.softcap {
-                let cap = cap as f32;
-                out[..logits].iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
+            let y = unsafe { lane.room.logits.write(columns.start..padded_end(&columns)) };
+            Pass { input: &mut own.input, y, work: &mut own.counts.head }
+        });
+        let mut passes: Vec<Pass<'_>> = passes.collect();
+        packed.head.forward_all(packed.isa, &mut passes, &packed.identity, columns.clone());
+        if let Some(cap) = packed.spec.head.softcap {
+            let cap = cap as f32;
+            for Pass { y, .. } in passes {
+                y[..columns.len()].iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
             }
         }
     }
 
     /// Attention of this worker's heads, over the cache and the token itself.
-    fn attend(&self, n: usize, worker: usize, qkv: &[f32], own: &mut Own) {
-        let (packed, position) = (self.packed, self.position);
+    fn attend(&self, lane: &Lane<'_>, n: usize, worker: usize, qkv: &[f32], own: &mut Own) {
+        let (packed, position) = (self.packed, lane.position);
         let layer = &packed.layers[n];
         let plan = &layer.plan;
         let (heads, dim) = (&plan.heads, plan.heads.head_dim);
@@ -137,8 +164,8 @@ impl Walk<'_> {
                 if head.is_multiple_of(group) {
                     // SAFETY: no other worker writes this row, and none reads it for this token.
                     unsafe {
-                        self.keys[n].store(kv_head, position, &k[..dim]);
-                        self.values[n].store(kv_head, position, &v[..dim]);
+                        lane.keys[n].store(kv_head, position, &k[..dim]);
+                        lane.values[n].store(kv_head, position, &v[..dim]);
                     }
                 }
                 loaded = Some(kv_head);
@@ -147,7 +174,7 @@ impl Walk<'_> {
             turned(packed, layer.q_norm.as_ref(), position, &qkv[from..from + dim], q);
             // SAFETY: rows before this position are not written during this token.
             let (keys, values) = unsafe {
-                (self.keys[n].rows(kv_head, position), self.values[n].rows(kv_head, position))
+                (lane.keys[n].rows(kv_head, position), lane.values[n].rows(kv_head, position))
             };
             let scores = &mut own.scores[..before.len() + 1];
             dot_rows(packed.isa, &keys, before, q, scores);
@@ -157,7 +184,7 @@ impl Walk<'_> {
             add_rows(packed.isa, &values, before, scores, 0..dim, out);
             let weight = scores[before.len()];
             // SAFETY: this head's columns are this worker's.
-            let to = unsafe { self.room.attended.write(head * dim..(head + 1) * dim) };
+            let to = unsafe { lane.room.attended.write(head * dim..(head + 1) * dim) };
             for ((to, out), v) in to.iter_mut().zip(&*out).zip(&*v) {
                 *to = out + weight * v;
             }
@@ -165,113 +192,33 @@ impl Walk<'_> {
     }
 
     /// This worker's columns of attention's output projection.
-    fn project(&self, layer: &PackedLayer, worker: usize, attended: &[f32], own: &mut Own) {
+    fn project(&self, layer: &PackedLayer, worker: usize, owns: &mut [&mut Own]) {
         let (packed, width) = (self.packed, layer.plan.q_width);
-        let input = &mut own.o_input;
-        input.x[..width].copy_from_slice(&attended[..width]);
-        input.x[width..].fill(0.0);
-        if layer.plan.o_in != Pointwise::Identity {
-            apply_to_slice(&mut input.x[..width], layer.plan.o_in);
-        }
-        drop_small(&mut input.x[..width], layer.thresholds.o);
-        input.list_nonzeros(width);
-        own.nonzeros.o += usize::from(worker == 0) * input.list.len();
         let columns = share(layer.o.outputs, worker, packed.pool.workers());
-        // SAFETY: these columns are this worker's; the others read them after a barrier.
-        let out = unsafe { self.room.mid.write(columns.start..padded_end(&columns)) };
-        own.counts.o += layer.o.forward(packed.isa, input, &packed.identity, columns, out);
+        let passes = self.lanes.iter().zip(owns).map(|(lane, own)| {
+            // SAFETY: attention's output is complete, and not written before the next layer.
+            let attended = unsafe { lane.room.attended.read() };
+            let input = &mut own.o_input;
+            input.x[..width].copy_from_slice(&attended[..width]);
+            input.x[width..].fill(0.0);
+            if layer.plan.o_in != Pointwise::Identity {
+                apply_to_slice(&mut input.x[..width], layer.plan.o_in);
+            }
+            drop_small(&mut input.x[..width], layer.thresholds.o);
+            input.list_nonzeros(width);
+            own.nonzeros.o += usize::from(worker == 0) * input.list.len();
+            // SAFETY: these columns are this worker's; the others read them after a barrier.
+            let y = unsafe { lane.room.mid.write(columns.start..padded_end(&columns)) };
+            Pass { input, y, work: &mut own.counts.o }
+        });
+        let mut passes: Vec<Pass<'_>> = passes.collect();
+        layer.o.forward_all(packed.isa, &mut passes, &packed.identity, columns);
     }
+}
 
-    /// This worker's neurons: the gate, then `up` and `down` where it is not zero.
-    fn mlp(
-        &self,
-        layer: &PackedLayer,
-        worker: usize,
-        mask: Option<&[f32]>,
-        own: &mut Own,
-        sum: &mut [f32],
-    ) {
-        let (packed, plan) = (self.packed, &layer.plan);
-        sum.fill(0.0);
-        if worker == 0 {
-            sum.iter_mut().zip(&layer.down_bias).for_each(|(sum, bias)| *sum = *bias);
-        }
-        let mine = share(plan.ffn, worker, packed.pool.workers());
-        if mine.is_empty() {
-            return;
-        }
-        let hidden = packed.spec.hidden;
-        let (isa, identity) = (packed.isa, &packed.identity);
-        own.counts.up +=
-            layer.first.forward(isa, &mut own.input, identity, mine.clone(), &mut own.gate);
-        let gate = &mut own.gate[..mine.len()];
-        apply_to_slice(gate, plan.activation);
-        drop_small(gate, layer.thresholds.gate);
-        if let Some(mask) = mask {
-            force(gate, &mask[mine.clone()]);
-        }
-        let (list, values) = (&mut own.down_list, &mut own.down_values);
-        let down = layer.down_rows();
-        if plan.gated {
-            compact(gate, mine.start, &mut own.neurons, &mut own.active);
-            let neurons = &own.neurons[..];
-            let count = neurons.len();
-            own.products.resize(count, 0.0);
-            let products = &mut own.products[..];
-            let needed = (own.input.list.len() * count) as u64;
-            if let Some(up) = &layer.up {
-                let work = up.forward(isa, &mut own.input, identity, mine.clone(), &mut own.up);
-                own.counts.up += Work { needed, ..work };
-                for ((product, neuron), gate) in products.iter_mut().zip(neurons).zip(&own.active) {
-                    *product = gate * own.up[*neuron as usize - mine.start];
-                }
-            } else {
-                let up = layer.neurons.part(0);
-                own.counts.up += Work {
-                    needed,
-                    done: (hidden * count) as u64,
-                    bytes: up.row_bytes(hidden) * count as u64,
-                };
-                if plan.down_in == Pointwise::Identity {
-                    let (x, active) = (&own.input.x[..], &own.active[..]);
-                    let both = (&up, &down);
-                    bundles(isa, both, neurons, active, &layer.up_bias, x, products, sum);
-                    let nonzero = products.iter().filter(|product| **product != 0.0).count();
-                    own.nonzeros.down += nonzero;
-                    own.counts.down += Work {
-                        needed: (hidden * nonzero) as u64,
-                        done: (hidden * count) as u64,
-                        bytes: down.row_bytes(hidden) * count as u64,
-                    };
-                    return;
-                }
-                dot_rows(isa, &up, neurons, &own.input.x, products);
-                for ((product, neuron), gate) in products.iter_mut().zip(neurons).zip(&own.active) {
-                    let bias = layer.up_bias.get(*neuron as usize).copied().unwrap_or(0.0);
-                    *product = gate * (*product + bias);
-                }
-            }
-            if plan.down_in != Pointwise::Identity {
-                apply_to_slice(products, plan.down_in);
-            }
-            list.clear();
-            values.clear();
-            for (product, neuron) in products.iter().zip(neurons).filter(|(p, _)| **p != 0.0) {
-                list.push(*neuron);
-                values.push(*product);
-            }
-        } else {
-            if plan.down_in != Pointwise::Identity {
-                apply_to_slice(gate, plan.down_in);
-            }
-            compact(gate, mine.start, list, values);
-        }
-        own.nonzeros.down += list.len();
-        let factors = fold_scales(&down, list, values, &mut own.scaled);
-        add_rows(isa, &down, list, factors, 0..hidden, sum);
-        let macs = (hidden * list.len()) as u64;
-        let bytes = down.row_bytes(hidden) * list.len() as u64;
-        own.counts.down += Work { needed: macs, done: macs, bytes };
+impl<'a> Lane<'a> {
+    pub fn masks(&self, n: usize) -> Option<&'a Masks> {
+        self.forced.and_then(|forced| forced.layer(n))
     }
 }
 
@@ -306,7 +253,7 @@ fn enter(norm: &RowNorm, threshold: f32, own: &mut Own, mask: Option<&[f32]>) {
 }
 
 /// Puts non-zeros where a mask is one, zeros elsewhere.
-fn force(x: &mut [f32], mask: &[f32]) {
+pub(crate) fn force(x: &mut [f32], mask: &[f32]) {
     x.iter_mut().zip(mask).for_each(|(x, mask)| *x = mask * (x.abs() + 1e-3));
 }
 

@@ -7,11 +7,11 @@ use relufy_spec::flops::SiteDensities;
 use super::Timed;
 use super::text::{Cursor, Text, surprise};
 use crate::force::Forced;
-use crate::{Counts, Engine, Result, Session};
+use crate::{Counts, Engine, Result, Sessions};
 
-/// A session whose steps are timed.
+/// Sequences whose steps are timed.
 pub struct Timer {
-    session: Session,
+    sessions: Sessions,
     feed: Feed,
     surprise: Option<f64>,
 }
@@ -32,12 +32,28 @@ impl Timer {
     /// # Errors
     /// A context without room for another token.
     pub fn new(engine: &Engine, densities: Option<SiteDensities>, context: usize) -> Result<Timer> {
-        let mut session = Session::new(engine)?;
-        session.forced = densities.map(|each| Forced::new(engine.spec(), each, 1));
-        if context > 0 {
-            session.prefill(&vec![1; context])?;
+        Timer::batched(engine, densities, context, 1)
+    }
+
+    /// The same with several sequences side by side; zeros are forced in each by itself.
+    ///
+    /// # Errors
+    /// As [`Timer::new`].
+    pub fn batched(
+        engine: &Engine,
+        densities: Option<SiteDensities>,
+        context: usize,
+        batch: usize,
+    ) -> Result<Timer> {
+        let mut sessions = Sessions::new(engine, batch)?;
+        for (session, seed) in sessions.each.iter_mut().zip(1..) {
+            session.forced = densities.map(|each| Forced::new(engine.spec(), each, seed));
         }
-        Ok(Timer { session, feed: Feed::Again(context), surprise: None })
+        if context > 0 {
+            let prompt = vec![1; context];
+            sessions.prefill(&vec![&prompt[..]; batch])?;
+        }
+        Ok(Timer { sessions, feed: Feed::Again(context), surprise: None })
     }
 
     /// Reads a text with the zeros that the model has.
@@ -46,42 +62,45 @@ impl Timer {
     /// No memory for keys and values.
     pub fn reading(engine: &Engine, text: Text) -> Result<Timer> {
         let feed = Feed::Text(Cursor::new(text));
-        Ok(Timer { session: Session::new(engine)?, feed, surprise: None })
+        Ok(Timer { sessions: Sessions::new(engine, 1)?, feed, surprise: None })
     }
 }
 
 impl Timed for Timer {
     fn step(&mut self) -> Result<f64> {
-        let session = &mut self.session;
+        let sessions = &mut self.sessions;
         match &mut self.feed {
             Feed::Again(context) => {
-                session.truncate(*context);
-                if let Some(forced) = &mut session.forced {
-                    forced.draw();
-                }
+                sessions.truncate(*context);
+                sessions
+                    .each
+                    .iter_mut()
+                    .filter_map(|each| each.forced.as_mut())
+                    .for_each(Forced::draw);
+                let tokens = vec![1; sessions.batch()];
                 let start = Instant::now();
-                session.step(1)?;
+                sessions.step(&tokens)?;
                 Ok(start.elapsed().as_secs_f64())
             }
             Feed::Text(cursor) => {
                 let next = cursor.advance();
                 if let Some(first) = next.begin {
-                    session.truncate(0);
+                    sessions.truncate(0);
                     if !first.is_empty() {
-                        session.prefill(first)?;
+                        sessions.prefill(&[first])?;
                     }
                 }
                 let start = Instant::now();
-                let logits = session.step(next.token)?;
+                sessions.step(&[next.token])?;
                 let seconds = start.elapsed().as_secs_f64();
-                self.surprise = Some(surprise(logits, next.follows));
+                self.surprise = Some(surprise(sessions.logits(0), next.follows));
                 Ok(seconds)
             }
         }
     }
 
     fn counts(&mut self) -> Result<Counts> {
-        Ok(self.session.counts())
+        Ok(self.sessions.counts())
     }
 
     fn surprise(&self) -> Option<f64> {
@@ -89,7 +108,11 @@ impl Timed for Timer {
     }
 
     fn densities(&self) -> Option<SiteDensities> {
-        Some(self.session.densities())
+        Some(self.sessions.densities())
+    }
+
+    fn batch(&self) -> usize {
+        self.sessions.batch()
     }
 }
 
@@ -99,7 +122,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::bench::nothing_skipped;
-    use crate::{Format, Options};
+    use crate::{Format, Options, Session};
 
     /// A Llama of 2 layers, hidden size 256, 512 neurons, 64 tokens and 16 positions.
     pub fn small(stage: Stage) -> DecoderSpec {
@@ -145,6 +168,24 @@ pub(super) mod tests {
         timer.step().unwrap();
         let weights = 2 * (4 * 256 * 256 + 3 * 256 * 512) + 64 * 256;
         assert_eq!(timer.counts().unwrap().total().bytes, 2 * weights);
+    }
+
+    #[test]
+    fn several_sequences_share_what_they_read() {
+        let densities = SiteDensities { qkv: 0.5, o: 1.0, up: 0.25, down: 0.125 };
+        let engine = engine(&small(Stage::Two), Format::F16);
+        let counts = |batch| {
+            let mut timer = Timer::batched(&engine, Some(densities), 3, batch).unwrap();
+            timer.step().unwrap();
+            assert_eq!(timer.batch(), batch);
+            assert_eq!(timer.densities(), Some(densities));
+            timer.counts().unwrap()
+        };
+        let (one, four) = (counts(1), counts(4));
+        assert_eq!((four.total().done, four.head.bytes), (4 * one.total().done, one.head.bytes));
+        // Of half of the inputs, drawn four times, nearly all are needed: 15 in 16.
+        let share = four.qkv.bytes as f64 / one.qkv.bytes as f64;
+        assert!(share > 1.75 && share < 2.0, "{share}");
     }
 
     #[test]

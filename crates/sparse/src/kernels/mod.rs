@@ -21,6 +21,13 @@ use portable::Portable;
 use crate::Format;
 use crate::matrix::{PAD, Rows, padded};
 
+/// Rows that [`add_rows`] takes at a time: a list that is cut at multiples of it gives the same bits,
+/// but with integer products.
+pub(crate) const ADDED: usize = 8;
+
+/// Neurons that [`bundles`] takes at a time: as [`ADDED`].
+pub(crate) const BUNDLED: usize = 4;
+
 /// An instruction set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Isa {

@@ -75,10 +75,8 @@ impl Machine {
         context: usize,
         batch: usize,
     ) -> Result<Box<dyn Timed>> {
-        // The CPU has no batches, which its caller has refused.
-        let _ = batch;
         Ok(match self {
-            Machine::Cpu(engine) => Box::new(Timer::new(engine, densities, context)?),
+            Machine::Cpu(engine) => Box::new(Timer::batched(engine, densities, context, batch)?),
             #[cfg(feature = "cuda")]
             Machine::Gpu(engine) => Box::new(GpuTimer::new(engine, densities, context, batch)?),
         })
