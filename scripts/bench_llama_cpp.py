@@ -317,7 +317,10 @@ def setup(folder: Path, pip_arguments: list[str]) -> None:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         subprocess.run([*pip, *pip_arguments, *PACKAGES], check=True, env=environment)
     except subprocess.CalledProcessError as error:
-        raise Failure(f"cannot install llama.cpp: {error}") from error
+        raise Failure(
+            f"cannot install llama.cpp: {error}\n"
+            "hint: what pip says above; a C++ compiler and make must be there"
+        ) from error
     # Only now: an interrupted installation is done again.
     (folder / "ready").touch()
 

@@ -1,8 +1,8 @@
 //! Decoding on the CPU that really skips the zeros.
 //!
-//! [`Engine::new`] packs a decoder's weights for reading by rows; a [`Session`] decodes one
-//! sequence with them, [`Sessions`] several side by side. The zeros of a relufied model are exact, so skipping their rows changes
-//! nothing but rounding, and a token's time falls with the bytes that are read.
+//! [`Engine::new`] packs a decoder's weights for reading by rows; a [`Session`] decodes one sequence with
+//! them, [`Sessions`] several side by side. The zeros of a relufied model are exact, so skipping their
+//! rows changes nothing but rounding, and a token's time falls with the bytes that are read.
 //!
 //! What is skipped: at queries, keys and values, at the gate (or a plain MLP's `up`), and at
 //! attention's output, the rows of zero inputs where the site has a ReLU; in a gated MLP the rows of

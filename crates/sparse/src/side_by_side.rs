@@ -4,8 +4,9 @@
 
 use std::ops::Range;
 
-/// Bytes of a block: a part of what a core's own cache holds, beside what sums need there.
-const BLOCK: u64 = 128 << 10;
+/// Bytes of a block, which a core's own cache should hold beside sums. Smaller ones cost more than they
+/// gain where a kernel prepares its other factor for each (integer products).
+const BLOCK: u64 = 512 << 10;
 
 /// Where each sequence's list is cut: the sequence and the part of its list, in the order in which they
 /// should be taken. Lists are ascending; all parts of one but the last are multiples of `group`, so that
@@ -80,7 +81,7 @@ mod tests {
             for group in [1, 4, 8] {
                 let of = || lists[..sequences].iter().map(Vec::as_slice);
                 let mut taken = vec![0; sequences];
-                for (n, part) in parts(of(), group, 1000) {
+                for (n, part) in parts(of(), group, 8000) {
                     assert_eq!(part.start, taken[n]);
                     assert!(part.end == lists[n].len() || part.len().is_multiple_of(group));
                     taken[n] = part.end;
@@ -88,7 +89,7 @@ mod tests {
                 assert_eq!(taken, of().map(<[u32]>::len).collect::<Vec<_>>());
             }
         }
-        assert!(parts(lists.iter().map(Vec::as_slice), 8, 1000).len() > 50);
+        assert!(parts(lists.iter().map(Vec::as_slice), 8, 8000).len() > 50);
     }
 
     #[test]
@@ -103,7 +104,7 @@ mod tests {
     fn blocks_cover_all_rows() {
         assert_eq!(blocks(64..1000, 4096, 1).as_slice(), std::slice::from_ref(&(64..1000)));
         let blocks = blocks(64..1000, 4096, 2);
-        assert_eq!((blocks[0].clone(), blocks[1].start, blocks.len()), (64..96, 96, 30));
-        assert_eq!(blocks[29].end, 1000);
+        assert_eq!((blocks[0].clone(), blocks[1].start, blocks.len()), (64..192, 192, 8));
+        assert_eq!(blocks[7].end, 1000);
     }
 }

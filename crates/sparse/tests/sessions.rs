@@ -118,7 +118,7 @@ fn layouts_and_thresholds_make_no_difference() {
 /// A Llama whose matrices are many blocks.
 fn wide() -> DecoderSpec {
     let mut config = configs()[0].1.clone();
-    for (key, value) in [("hidden_size", 480), ("intermediate_size", 1500), ("vocab_size", 1000)] {
+    for (key, value) in [("hidden_size", 480), ("intermediate_size", 2500), ("vocab_size", 1000)] {
         config[key] = value.into();
     }
     spec(&config, Stage::Two)
