@@ -149,7 +149,7 @@ fn weights_that_changed_are_said_and_cleaned() {
     assert!(note.ends_with("in packed; `relufy cache clean packed` removes them\n"), "{note}");
     assert_eq!(said(&lab, &generate("model", "f16")), "");
     let list = lab.succeed(&["cache", "list", "packed"]);
-    assert!(list.contains("`relufy cache clean packed` removes them"), "{list}");
+    assert!(list.contains("`relufy cache clean packed` removes that"), "{list}");
     let before = lab.files();
     let dry = lab.succeed(&["cache", "clean", "packed", "--dry-run"]);
     assert_eq!(dry.matches("would remove packed/model-").count(), 2, "{dry}");

@@ -184,7 +184,7 @@ fn grid(folder: &Path, entries: &[PackedEntry], clean: &str) -> Grid {
     let mut notes = vec![format!("{}: {}", folder.display(), sum(&|_| true))];
     if entries.iter().any(|entry| entry.state.is_useless()) {
         notes.push(format!(
-            "{} of it are of no use: `{clean}` removes them",
+            "of no use: {}; `{clean}` removes that",
             sum(&|entry| entry.state.is_useless())
         ));
     }
