@@ -24,21 +24,18 @@ fn compile_kernels() {
         Err(error) => fail(&format!("cannot list cu: {error}")),
     };
     files.sort();
-    let with = |wanted: &str| {
-        let wanted = wanted.to_owned();
-        files.iter().filter(move |path| path.extension().is_some_and(|ext| *ext == *wanted))
-    };
-    let read = |path: &PathBuf| std::fs::read_to_string(path).unwrap_or_default();
-    let headers: String = with("cuh").map(read).collect();
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
     let mut running = Vec::new();
-    for source in with("cu") {
+    for source in files.iter().filter(|path| path.extension().is_some_and(|ext| ext == "cu")) {
         let name = source.file_stem().unwrap_or_default();
         let image = out_dir().join(name).with_extension("fatbin");
         let mut command = Command::new(nvcc());
         command.args(["-fatbin", "-O3", "-std=c++17", "-lineinfo", "-Wno-deprecated-gpu-targets"]);
         command.args(targets()).arg("-o").arg(&image).arg(source);
         // A change of one kernel leads here, and some take a minute.
-        let made_of = format!("{command:?}\n{headers}\n{}", read(source));
+        let parts = with_headers(source.clone());
+        let text: String = parts.iter().map(|path| read(path)).collect();
+        let made_of = format!("{command:?}\n{text}");
         let stamp = image.with_extension("stamp");
         if image.is_file() && std::fs::read_to_string(&stamp).is_ok_and(|known| known == made_of) {
             continue;
@@ -58,6 +55,24 @@ fn compile_kernels() {
     }
 }
 
+/// A source and the headers of its folder that it includes, each once, theirs as well.
+fn with_headers(source: PathBuf) -> Vec<PathBuf> {
+    let mut parts = vec![source];
+    let mut at = 0;
+    while let Some(part) = parts.get(at) {
+        let text = std::fs::read_to_string(part).unwrap_or_default();
+        let named =
+            text.lines().filter_map(|line| line.strip_prefix("#include \"")?.strip_suffix('"'));
+        for path in named.map(|name| Path::new("cu").join(name)) {
+            if !parts.contains(&path) {
+                parts.push(path);
+            }
+        }
+        at += 1;
+    }
+    parts
+}
+
 /// The code to generate: of the capabilities in `CUDA_COMPUTE_CAP` (`90` or `80,90`), or of sm_80
 /// and sm_90; and PTX of the last, which drivers compile for GPUs that came later.
 fn targets() -> Vec<String> {
@@ -68,8 +83,11 @@ fn targets() -> Vec<String> {
         capabilities = vec!["80", "90"];
     }
     let last = capabilities.last().copied().unwrap_or_default();
+    // Hopper's own instructions have an "a", and run on no other.
+    let own = |capability: &&str| if *capability == "90" { "90a" } else { capability }.to_owned();
     capabilities
         .iter()
+        .map(own)
         .map(|capability| format!("-gencode=arch=compute_{capability},code=sm_{capability}"))
         .chain([format!("-gencode=arch=compute_{last},code=compute_{last}")])
         .collect()

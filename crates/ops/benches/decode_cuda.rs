@@ -12,8 +12,8 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use relufy_ops::attention::Heads;
 use relufy_ops::decode::{
-    AttentionPlan, Format, GpuMatrix, Graph, Input, KvCache, Norm, Output, Room, Tiles, UpRows,
-    Words, attend, gate_and_up, project_by_input, project_by_input_in, project_by_output,
+    Attention, AttentionPlan, Format, GpuMatrix, Graph, Input, KvCache, Norm, Output, Room, Tiles,
+    UpRows, Words, attend, gate_and_up, project_by_input, project_by_input_in, project_by_output,
     read_bandwidth, set_overlap, up_rows,
 };
 use relufy_ops::device;
@@ -260,7 +260,9 @@ impl Bench {
             let positions = Words::zeros(&self.gpu, batch).unwrap();
             positions.write(&vec![len as u32; batch]).unwrap();
             let seconds = self.seconds(caches.len(), |n| {
-                attend(&qkv, &positions, &plan, &caches[n], &self.room, &out).unwrap();
+                let (cache, out) = (&caches[n], &out);
+                let it = Attention { qkv: &qkv, positions: &positions, plan: &plan, cache, out };
+                attend(&it, &self.room).unwrap();
             });
             let name = format!("{name}, {len} keys");
             self.line(&name, (Format::Bf16, batch), 1.0, seconds, each as u64);

@@ -210,14 +210,20 @@ __device__ __noinline__ float smooth_value(int kind, float p, float x) {
     return AnyCurve{kind, p}.value(x);
 }
 
-// An activation chosen at run time, by its number.
-__device__ __forceinline__ float curve_value(int kind, float p, float x) {
+// Whether an activation, by its number, has an exponential.
+__device__ __forceinline__ bool is_smooth(int kind) { return kind > 0 && kind < 5; }
+
+// One that has none, as `Identity`, `Relu`, `ShiftedRelu` and `FatRelu`: what passes, and when.
+__device__ __forceinline__ float plain_value(int kind, float p, float x) {
     if (kind == 0) return x;
-    if (kind < 5) return smooth_value(kind, p, x);
-    // As `Relu`, `ShiftedRelu` and `FatRelu`: what passes, and when.
     const float y = kind == 6 ? x - p : x;
     const bool closed = kind == 7 ? x < p : y <= 0.f;
     return closed ? 0.f : y;
+}
+
+// An activation chosen at run time, by its number.
+__device__ __forceinline__ float curve_value(int kind, float p, float x) {
+    return is_smooth(kind) ? smooth_value(kind, p, x) : plain_value(kind, p, x);
 }
 
 // What makes a value under a mask differ from 0.

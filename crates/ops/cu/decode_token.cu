@@ -1,21 +1,8 @@
 // Into the residual stream, and from logits to the next token.
 
-#include "decode.cuh"
+#include "embed.cuh"
 
 // As in src/cuda/decode/token.rs.
-struct Embed {
-    const unsigned *tokens, *positions;
-    const void* table;
-    const float* scales;
-    const void* learned;
-    const float* learned_scales;
-    float* x;
-    long long stride, learned_stride;
-    int rows, learned_rows, offset, width;
-    float factor;
-    int pad;
-};
-
 struct Next {
     const float* logits;
     unsigned* words;
@@ -24,27 +11,12 @@ struct Next {
 };
 
 template <typename W>
-__device__ __forceinline__ float weight(const void* table, const float* scales, long long stride,
-                                        long long row, int column) {
-    const float v = static_cast<float>(static_cast<const W*>(table)[row * stride + column]);
-    return scales ? v * scales[row] : v;
-}
-
-template <typename W>
 __device__ __forceinline__ void embed(const Embed& e) {
     release_next();
     wait_for_previous();
     const int column = blockIdx.x * blockDim.x + threadIdx.x, b = blockIdx.y;
     if (column >= e.width) return;
-    const long long token = load(e.tokens + b);
-    const long long place = static_cast<long long>(load(e.positions + b)) + e.offset;
-    float v = nanf("");
-    if (token < e.rows && (!e.learned || place < e.learned_rows)) {
-        v = weight<W>(e.table, e.scales, e.stride, token, column) * e.factor;
-        if (e.learned)
-            v += weight<W>(e.learned, e.learned_scales, e.learned_stride, place, column);
-    }
-    e.x[static_cast<long long>(b) * e.width + column] = v;
+    e.x[static_cast<long long>(b) * e.width + column] = embedded<W>(e, b, column);
 }
 
 extern "C" __global__ void embed_f32(const __grid_constant__ Embed e) { embed<float>(e); }

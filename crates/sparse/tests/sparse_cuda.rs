@@ -128,8 +128,13 @@ mod gpu {
     fn f32_logits(spec: &DecoderSpec, gpu: &Device) {
         let (ids, decoder) = (prompt(), decoder(spec.clone()));
         let expected = dense_logits(&decoder, &ids);
-        let apart = worst(&mut session(gpu, &decoder, Format::F32), &ids, &expected);
-        assert!(apart < 1e-5, "{apart:e}");
+        let engine = engine(gpu, &decoder, Format::F32);
+        let as_one = GpuSession::new(&engine, 1).unwrap();
+        let by_kernels = GpuSession::by_kernels(&engine, 1).unwrap();
+        for mut session in [as_one, by_kernels] {
+            let apart = worst(&mut session, &ids, &expected);
+            assert!(apart < 1e-5, "{apart:e}");
+        }
     }
 
     fn greedy_text(spec: &DecoderSpec, gpu: &Device) {

@@ -3,9 +3,9 @@
 use candle_core::{DType, Device, Tensor};
 use relufy_ops::attention::{Alibi, Heads};
 use relufy_ops::decode::{
-    AttentionPlan, BATCHES, COUNTS, Format, GpuMatrix, Graph, Input, KvCache, Norm, Output, Room,
-    Tiles, UpRows, Words, advance, argmax, attend, embed, gate_and_up, project_by_input,
-    project_by_input_in, project_by_output, read_bandwidth, up_rows,
+    Attention, AttentionPlan, BATCHES, COUNTS, Embedding, Format, GpuMatrix, Graph, Input, KvCache,
+    Norm, Output, Room, Tiles, UpRows, Words, advance, argmax, attend, embed, gate_and_up,
+    project_by_input, project_by_input_in, project_by_output, read_bandwidth, up_rows,
 };
 use relufy_ops::pointwise::Pointwise;
 use relufy_ops::rope::{RopePairs, RopeTable};
@@ -599,7 +599,7 @@ fn check_attention(
             positions.write(&at).unwrap();
             let out = nan((batch, heads.heads * dim), DType::F32);
             let qkv_there = there(&qkv, &[batch, width]);
-            attend(&qkv_there, &positions, &plan, &cache, &room, &out).unwrap();
+            attend(&attending(&qkv_there, &positions, &plan, &cache, &out), &room).unwrap();
             let expected: Vec<f64> = sequences
                 .iter_mut()
                 .zip(qkv.chunks(width))
@@ -609,7 +609,7 @@ fn check_attention(
                 let what = format!("{what}, {format:?}, token {token}");
                 assert_near(&what, &out, &expected);
                 let again = nan((batch, heads.heads * dim), DType::F32);
-                attend(&qkv_there, &positions, &plan, &cache, &room, &again).unwrap();
+                attend(&attending(&qkv_there, &positions, &plan, &cache, &again), &room).unwrap();
                 assert_same_bits(&what, &out, &again);
             }
             // The second sequence stays behind: it begins anew once.
@@ -659,7 +659,7 @@ fn attention_of_long_sequences() {
             let positions = Words::zeros(gpu(), 2).unwrap();
             positions.write(&[0, n as u32]).unwrap();
             let there = there(&qkv, &[2, heads.heads * dim + 2 * width]);
-            attend(&there, &positions, &plan, &cache, &room(), &out).unwrap();
+            attend(&attending(&there, &positions, &plan, &cache, &out), &room()).unwrap();
             let rows = |t: &Tensor| values(t).chunks(dim).map(<[f64]>::to_vec).collect();
             let none = [None, None];
             let mut all = Reference {
@@ -686,7 +686,7 @@ fn attention_out_of_range() {
     positions.write(&[3]).unwrap();
     let qkv = Tensor::ones((1, 96), DType::F32, gpu()).unwrap();
     let out = Tensor::zeros((1, 32), DType::F32, gpu()).unwrap();
-    attend(&qkv, &positions, &plan, &cache, &room(), &out).unwrap();
+    attend(&attending(&qkv, &positions, &plan, &cache, &out), &room()).unwrap();
     assert!(values(&out).iter().all(|x| x.is_nan()));
 }
 
@@ -702,7 +702,7 @@ fn tokens() {
             ids.write(&tokens).unwrap();
             at.write(&positions).unwrap();
             let x = nan((batch, width), DType::F32);
-            embed(&ids, &at, &table, 1.5, Some((&learned, 2)), &x).unwrap();
+            embed(&embedding(&ids, &at, &table, 1.5, Some((&learned, 2)), &x)).unwrap();
             let row = |(token, position): (&u32, &u32)| -> Vec<f64> {
                 let (t, p) = (*token as usize * width, (*position as usize + 2) * width);
                 (0..width).map(|i| 1.5 * plain[t + i] + places[p + i]).collect()
@@ -713,7 +713,7 @@ fn tokens() {
             let next: Vec<u32> = positions.iter().map(|p| p + 1).collect();
             assert_eq!(at.read().unwrap(), next);
             ids.write(&vec![50; batch]).unwrap();
-            embed(&ids, &at, &table, 1.0, None, &x).unwrap();
+            embed(&embedding(&ids, &at, &table, 1.0, None, &x)).unwrap();
             assert!(values(&x).iter().all(|x| x.is_nan()));
         }
     }
@@ -756,10 +756,10 @@ fn replays_graphs() {
         ids.write(&[3, 4]).unwrap();
         let relu = Pointwise::Relu;
         let token = || -> relufy_ops::Result<()> {
-            embed(&ids, &at, &table, 1.0, None, &x)?;
+            embed(&embedding(&ids, &at, &table, 1.0, None, &x))?;
             let input = Input::normed(&x, &norm, relu);
             project_by_input(&input, &qkv_w, &Output::new(&qkv, None), &room)?;
-            attend(&qkv, &at, &plan, &cache, &room, &out)?;
+            attend(&attending(&qkv, &at, &plan, &cache, &out), &room)?;
             project_by_output(&Input::new(&out), &o_w, &Output::residual(&x, None))?;
             let input = Input { h: Some(&h), ..Input::normed(&x, &norm, relu) };
             project_by_input(&input, &gate_w, &Output::new(&gate, None), &room)?;
@@ -838,4 +838,25 @@ fn graphs_may_fail() {
 fn reads_memory() {
     let bytes = read_bandwidth(gpu(), 64 << 20, 2).unwrap();
     assert!(bytes > 1e9, "{bytes}");
+}
+
+fn attending<'a>(
+    qkv: &'a Tensor,
+    positions: &'a Words,
+    plan: &'a AttentionPlan,
+    cache: &'a KvCache,
+    out: &'a Tensor,
+) -> Attention<'a> {
+    Attention { qkv, positions, plan, cache, out }
+}
+
+fn embedding<'a>(
+    tokens: &'a Words,
+    positions: &'a Words,
+    table: &'a GpuMatrix,
+    factor: f32,
+    learned: Option<(&'a GpuMatrix, usize)>,
+    x: &'a Tensor,
+) -> Embedding<'a> {
+    Embedding { tokens, positions, table, factor, learned, x }
 }

@@ -53,7 +53,7 @@ impl GpuTimer {
         }
         let forced = densities.map(|each| Forced::new(engine.spec(), union(each, batch), 1));
         let masks = forced.as_ref().map(|_| Masks::new(engine)).transpose()?;
-        let mut session = GpuSession::masked(engine, batch, masks)?;
+        let mut session = GpuSession::masked(engine, batch, masks, true)?;
         let tokens = vec![1; batch];
         if context > 0 {
             session.greedy(&tokens, context)?;

@@ -159,6 +159,11 @@ impl Packed {
         self.embed.as_ref().unwrap_or(&self.head.matrix)
     }
 
+    /// How weights are stored, as the kernels know it.
+    pub(super) fn stored(&self) -> Stored {
+        self.head.matrix.format()
+    }
+
     /// How keys and values are stored.
     pub(super) fn kv_format(&self) -> Stored {
         if self.format == Format::F32 { Stored::F32 } else { Stored::Bf16 }

@@ -3,10 +3,7 @@
 use candle_core::Tensor;
 use relufy_model::layer::LayerPlan;
 use relufy_model::{LayerParam, ParamId};
-use relufy_ops::decode::{
-    AttentionPlan, Format, GpuMatrix, Input, Norm, Output, Room, project_by_input,
-    project_by_output,
-};
+use relufy_ops::decode::{AttentionPlan, Format, GpuMatrix, Norm};
 use relufy_ops::pointwise::Pointwise;
 use relufy_ops::rope::{RopePairs, RopeTable};
 use relufy_spec::DecoderSpec;
@@ -55,25 +52,6 @@ impl Linear {
         format: Format,
     ) -> Result<Linear> {
         Ok(Linear { matrix: weights.matrix(part, by_input, format)?, by_input, bias })
-    }
-
-    /// Queues `y = W in(x) + bias`.
-    pub fn write(&self, input: &Input<'_>, y: &Tensor, room: &Room) -> Result<()> {
-        self.queue(input, &Output::new(y, self.bias.as_ref()), room)
-    }
-
-    /// Queues `y += W in(x) + bias`.
-    pub fn add(&self, input: &Input<'_>, y: &Tensor, room: &Room) -> Result<()> {
-        self.queue(input, &Output::residual(y, self.bias.as_ref()), room)
-    }
-
-    /// Queues the product; [`Linear::bias`] is the caller's to name.
-    pub fn queue(&self, input: &Input<'_>, output: &Output<'_>, room: &Room) -> Result<()> {
-        let queued = match self.by_input {
-            true => project_by_input(input, &self.matrix, output, room),
-            false => project_by_output(input, &self.matrix, output),
-        };
-        Ok(queued?)
     }
 
     pub fn outputs(&self) -> usize {

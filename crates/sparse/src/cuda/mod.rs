@@ -1,9 +1,9 @@
 //! Decoding on a GPU that really skips the zeros.
 //!
 //! [`GpuEngine`] packs a decoder's weights in the layouts of the engine on the CPU; a [`GpuSession`]
-//! decodes one sequence with them, or some side by side. A token is one graph of kernels
-//! ([`relufy_ops::decode`]): what is not zero is found on the GPU, and the host sees no more than the
-//! logits.
+//! decodes one sequence with them, or some side by side. A token of one sequence is one kernel, and
+//! of several one graph of kernels ([`relufy_ops::decode`]): what is not zero is found on the GPU,
+//! and the host sees no more than the logits.
 //!
 //! Sequences side by side read the union of their rows, each once. A row is read in the same layout
 //! whether some or all are listed, so a batch that needs nearly everything costs what a dense one

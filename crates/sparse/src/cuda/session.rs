@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use relufy_ops::buffer::to_host;
-use relufy_ops::decode::{BATCHES, Graph, advance, argmax};
+use relufy_ops::decode::{BATCHES, Graph, Program, advance, argmax};
 
 use super::counts::counts;
 use super::engine::{GpuEngine, Packed};
@@ -22,6 +22,8 @@ pub struct GpuSession {
     step: Graph,
     /// A step and the likeliest token after it; captured when it is first asked for.
     greedy: Option<Graph>,
+    /// A step as one kernel, of one sequence; else it is many.
+    program: Option<Program>,
     pub(super) packed: Arc<Packed>,
     pub(super) buffers: Buffers,
     batch: usize,
@@ -37,7 +39,16 @@ impl GpuSession {
     /// # Errors
     /// Another number of sequences than 1, 2, 4 or 8; no memory.
     pub fn new(engine: &GpuEngine, batch: usize) -> Result<GpuSession> {
-        GpuSession::masked(engine, batch, None)
+        GpuSession::masked(engine, batch, None, true)
+    }
+
+    /// The same, where each operation of a token is a kernel or two of its own: to compare with the
+    /// one kernel of a single sequence. More sequences have no other way.
+    ///
+    /// # Errors
+    /// As [`GpuSession::new`].
+    pub fn by_kernels(engine: &GpuEngine, batch: usize) -> Result<GpuSession> {
+        GpuSession::masked(engine, batch, None, false)
     }
 
     /// Empty sequences with forced zeros.
@@ -45,19 +56,26 @@ impl GpuSession {
         engine: &GpuEngine,
         batch: usize,
         masks: Option<Masks>,
+        as_one: bool,
     ) -> Result<GpuSession> {
         if !BATCHES.contains(&batch) {
             return Err(Error::Batch(batch));
         }
         let packed = engine.packed.clone();
         let buffers = Buffers::new(&packed, batch, masks)?;
+        let program = match as_one && batch == 1 {
+            true => program(&packed, &buffers)?,
+            false => None,
+        };
         // Once directly, because nothing may be loaded while a graph is captured. What it writes
         // into the cache the first token overwrites.
-        queue_step(&packed, &buffers)?;
-        let step = Graph::capture(&packed.device, || queue_step(&packed, &buffers))?;
+        let queue = || queue_step(&packed, &buffers, program.as_ref());
+        queue()?;
+        let step = Graph::capture(&packed.device, queue)?;
         Ok(GpuSession {
             step,
             greedy: None,
+            program,
             packed,
             buffers,
             batch,
@@ -128,7 +146,7 @@ impl GpuSession {
             argmax(&self.buffers.logits, &self.buffers.tokens)?;
             let (packed, buffers) = (&self.packed, &self.buffers);
             self.greedy = Some(Graph::capture(&packed.device, || {
-                queue_step(packed, buffers)?;
+                queue_step(packed, buffers, self.program.as_ref())?;
                 Ok::<_, Error>(argmax(&buffers.logits, &buffers.tokens)?)
             })?);
         }
@@ -237,9 +255,22 @@ impl GpuSession {
     }
 }
 
+/// A step as one kernel, where there is one.
+fn program(packed: &Packed, buffers: &Buffers) -> Result<Option<Program>> {
+    let work = Walk { packed, buffers }.work();
+    let words = (&buffers.positions, &buffers.counts);
+    Ok(Program::new(&packed.device, packed.stored(), &work, words, &buffers.room)?)
+}
+
 /// Queues a step; its positions are then those of the next.
-fn queue_step(packed: &Packed, buffers: &Buffers) -> Result<()> {
-    Walk { packed, buffers }.queue()?;
+fn queue_step(packed: &Packed, buffers: &Buffers, program: Option<&Program>) -> Result<()> {
+    match program {
+        Some(program) => program.queue()?,
+        None => {
+            let work = Walk { packed, buffers }.work();
+            work.iter().try_for_each(|each| each.queue(&buffers.room))?;
+        }
+    }
     Ok(advance(&buffers.positions)?)
 }
 

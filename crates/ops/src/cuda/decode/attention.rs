@@ -161,8 +161,8 @@ impl AttentionPlan {
 
 /// `Attend` of `cu/decode_attention.cuh`.
 #[repr(C)]
-#[derive(Clone, Copy)]
-struct Attend {
+#[derive(Clone, Copy, Default)]
+pub(super) struct Attend {
     qkv: u64,
     positions: u64,
     keys: u64,
@@ -170,11 +170,11 @@ struct Attend {
     angles: u64,
     gains: [u64; 2],
     slopes: u64,
-    out: u64,
+    pub(super) out: u64,
     partial: u64,
     counters: u64,
-    heads: i32,
-    kv_heads: i32,
+    pub(super) heads: i32,
+    pub(super) kv_heads: i32,
     head_dim: i32,
     padded: i32,
     context: i32,
@@ -188,7 +188,7 @@ struct Attend {
     softcap: f32,
     factor: f32,
     alibi_bf16: i32,
-    chunks: i32,
+    pub(super) chunks: i32,
 }
 
 /// `Store` of `cu/decode_attention.cu`.
@@ -207,80 +207,104 @@ struct Store {
     pad: i32,
 }
 
-/// Attention of one new token of each sequence: normalises and turns the queries and keys of `qkv`
-/// `[batch, (heads + 2 kv_heads) head_dim]` f32, appends keys and values to the cache at
-/// `positions`, and writes `out` `[batch, heads * head_dim]`. A token attends to itself in f32, and
-/// to the others as the cache holds them. A position past the cache or the table of angles gives
-/// NaN and leaves the cache alone.
+/// Attention of one new token of each sequence.
+#[derive(Clone, Copy)]
+pub struct Attention<'a> {
+    /// `[batch, (heads + 2 kv_heads) head_dim]` f32.
+    pub qkv: &'a Tensor,
+    /// Of each sequence: how many tokens its cache holds.
+    pub positions: &'a Words,
+    /// What it does.
+    pub plan: &'a AttentionPlan,
+    /// Keys and values of the tokens before.
+    pub cache: &'a KvCache,
+    /// `[batch, heads * head_dim]` f32.
+    pub out: &'a Tensor,
+}
+
+impl Attention<'_> {
+    /// Query heads that read one key head.
+    pub(super) fn group(&self) -> usize {
+        self.plan.heads.heads / self.plan.heads.kv_heads
+    }
+
+    /// Sequences, and what the kernels take where a block has `wide` query heads of a group.
+    pub(super) fn attend(&self, wide: usize, room: &Room) -> Result<(usize, Attend)> {
+        let Attention { qkv, positions, plan, cache, out } = *self;
+        let AttentionPlan { heads, angles, norms, slopes } = plan;
+        let (dim, batch) = (heads.head_dim, qkv.dim(0)?);
+        ensure_shape(qkv, OP, "qkv", &[batch, (heads.heads + 2 * heads.kv_heads) * dim])?;
+        ensure_shape(out, OP, "out", &[batch, heads.heads * dim])?;
+        if (cache.kv_heads, cache.head_dim) != (heads.kv_heads, dim) || batch > cache.batch {
+            let expected = vec![batch, heads.kv_heads, dim];
+            let found = vec![cache.batch, cache.kv_heads, cache.head_dim];
+            return Err(Error::Shape { op: OP, tensor: "cache", expected, found });
+        }
+        let chunks = self.group().div_ceil(wide);
+        let needs = batch * heads.heads * Room::SPLITS * (dim + 2);
+        if needs > room.floats || heads.kv_heads * chunks * batch > Room::COUNTERS {
+            let message = format!("the room holds {} numbers, {needs} are needed", room.floats);
+            return Err(Error::Invalid { op: OP, message });
+        }
+        let gain =
+            |n: usize| numbers_or_null(norms[n].as_ref().map(|norm| &norm.gain), dim, "gain", OP);
+        let of = |n: usize| {
+            norms[n].as_ref().map_or((0, 0.0), |norm| (i32::from(norm.centred), norm.eps))
+        };
+        let (max_pos, pairs, interleaved) = match angles {
+            Some((table, pairs, layout)) => {
+                (table.dim(0)?, *pairs, *layout == RopePairs::Interleaved)
+            }
+            None => (cache.context, 0, false),
+        };
+        let alibi = heads.alibi.as_ref();
+        let attend = Attend {
+            qkv: activations(qkv, "qkv", OP)?.0,
+            positions: positions.at(0, batch, OP)?,
+            keys: cache.part(0),
+            values: cache.part(1),
+            angles: match angles {
+                Some((table, ..)) => numbers(table, table.elem_count(), "angles", OP)?,
+                None => 0,
+            },
+            gains: [gain(0)?, gain(1)?],
+            slopes: numbers_or_null(slopes.as_ref(), heads.heads, "slopes", OP)?,
+            out: activations(out, "out", OP)?.0,
+            partial: room.partial.ptr,
+            counters: room.counters.ptr,
+            heads: heads.heads as i32,
+            kv_heads: heads.kv_heads as i32,
+            head_dim: dim as i32,
+            padded: padded(dim) as i32,
+            context: cache.context as i32,
+            max_pos: max_pos as i32,
+            pairs: pairs as i32,
+            interleaved: i32::from(interleaved),
+            centred: [of(0).0, of(1).0],
+            eps: [of(0).1, of(1).1],
+            scale: heads.scale,
+            window: heads.window.map_or(i32::MAX, |window| window.min(i32::MAX as usize) as i32),
+            softcap: heads.softcap.unwrap_or(0.0),
+            factor: alibi.map_or(0.0, |alibi| alibi.factor),
+            alibi_bf16: i32::from(alibi.is_some_and(|alibi| alibi.bf16)),
+            chunks: chunks as i32,
+        };
+        Ok((batch, attend))
+    }
+}
+
+/// Normalises and turns the queries and keys of `qkv`, appends keys and values to the cache at
+/// `positions`, and writes `out`. A token attends to itself in f32, and to the others as the cache
+/// holds them. A position past the cache or the table of angles gives NaN and leaves the cache
+/// alone.
 ///
 /// # Errors
 /// Shapes that do not fit; a batch other than 1, 2, 4 or 8.
-pub fn attend(
-    qkv: &Tensor,
-    positions: &Words,
-    plan: &AttentionPlan,
-    cache: &KvCache,
-    room: &Room,
-    out: &Tensor,
-) -> Result<()> {
-    let AttentionPlan { heads, angles, norms, slopes } = plan;
-    let (dim, batch) = (heads.head_dim, qkv.dim(0)?);
-    ensure_shape(qkv, OP, "qkv", &[batch, (heads.heads + 2 * heads.kv_heads) * dim])?;
-    ensure_shape(out, OP, "out", &[batch, heads.heads * dim])?;
-    if (cache.kv_heads, cache.head_dim) != (heads.kv_heads, dim) || batch > cache.batch {
-        let expected = vec![batch, heads.kv_heads, dim];
-        let found = vec![cache.batch, cache.kv_heads, cache.head_dim];
-        return Err(Error::Shape { op: OP, tensor: "cache", expected, found });
-    }
-    let group = heads.heads / heads.kv_heads;
-    let kernel = Kernel::of(cache.format, group, dim);
-    let chunks = group.div_ceil(kernel.wide);
-    let blocks = heads.kv_heads * chunks;
-    let needs = batch * heads.heads * Room::SPLITS * (dim + 2);
-    if needs > room.floats || blocks * batch > Room::COUNTERS {
-        let message = format!("the room holds {} numbers, {needs} are needed", room.floats);
-        return Err(Error::Invalid { op: OP, message });
-    }
-    let gain =
-        |n: usize| numbers_or_null(norms[n].as_ref().map(|norm| &norm.gain), dim, "gain", OP);
-    let of =
-        |n: usize| norms[n].as_ref().map_or((0, 0.0), |norm| (i32::from(norm.centred), norm.eps));
-    let (max_pos, pairs, interleaved) = match angles {
-        Some((table, pairs, layout)) => (table.dim(0)?, *pairs, *layout == RopePairs::Interleaved),
-        None => (cache.context, 0, false),
-    };
-    let alibi = heads.alibi.as_ref();
-    let attend = Attend {
-        qkv: activations(qkv, "qkv", OP)?.0,
-        positions: positions.at(0, batch, OP)?,
-        keys: cache.part(0),
-        values: cache.part(1),
-        angles: match angles {
-            Some((table, ..)) => numbers(table, table.elem_count(), "angles", OP)?,
-            None => 0,
-        },
-        gains: [gain(0)?, gain(1)?],
-        slopes: numbers_or_null(slopes.as_ref(), heads.heads, "slopes", OP)?,
-        out: activations(out, "out", OP)?.0,
-        partial: room.partial.ptr,
-        counters: room.counters.ptr,
-        heads: heads.heads as i32,
-        kv_heads: heads.kv_heads as i32,
-        head_dim: dim as i32,
-        padded: padded(dim) as i32,
-        context: cache.context as i32,
-        max_pos: max_pos as i32,
-        pairs: pairs as i32,
-        interleaved: i32::from(interleaved),
-        centred: [of(0).0, of(1).0],
-        eps: [of(0).1, of(1).1],
-        scale: heads.scale,
-        window: heads.window.map_or(i32::MAX, |window| window.min(i32::MAX as usize) as i32),
-        softcap: heads.softcap.unwrap_or(0.0),
-        factor: alibi.map_or(0.0, |alibi| alibi.factor),
-        alibi_bf16: i32::from(alibi.is_some_and(|alibi| alibi.bf16)),
-        chunks: chunks as i32,
-    };
+pub fn attend(it: &Attention<'_>, room: &Room) -> Result<()> {
+    let cache = it.cache;
+    let kernel = Kernel::of(cache.format, it.group(), cache.head_dim);
+    let (batch, attend) = it.attend(kernel.wide, room)?;
+    let blocks = cache.kv_heads * attend.chunks as usize;
     let splits = splits(kernel.resident * cache.gpu.processors as usize, blocks * batch);
     let grid = Grid {
         blocks: (blocks as u32, splits as u32, batch as u32),

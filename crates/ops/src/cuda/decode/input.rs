@@ -60,9 +60,9 @@ impl<'a> Input<'a> {
 
 /// `Feed` of `cu/decode.cuh`.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Feed {
-    x: u64,
+    pub(super) x: u64,
     gain: u64,
     bias: u64,
     mask: u64,

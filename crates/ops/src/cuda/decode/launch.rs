@@ -25,9 +25,43 @@ pub(super) fn check(result: sys::CUresult, op: &'static str) -> Result<()> {
 pub(super) fn queue<P: Copy>(
     gpu: &Gpu,
     op: &'static str,
+    kernel: (&Module, &str),
+    grid: Grid,
+    params: &P,
+) -> Result<()> {
+    let overlap = gpu.overlaps && OVERLAP.load(Ordering::Relaxed);
+    let attribute = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    };
+    queue_with(gpu, op, kernel, grid, params, overlap.then_some(attribute))
+}
+
+/// The same for one whose blocks meet, so that all must run at the same time. It starts behind the
+/// kernel before.
+pub(super) fn queue_together<P: Copy>(
+    gpu: &Gpu,
+    op: &'static str,
+    kernel: (&Module, &str),
+    grid: Grid,
+    params: &P,
+) -> Result<()> {
+    let attribute = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { cooperative: 1 },
+    };
+    queue_with(gpu, op, kernel, grid, params, Some(attribute))
+}
+
+fn queue_with<P: Copy>(
+    gpu: &Gpu,
+    op: &'static str,
     (module, name): (&Module, &str),
     grid: Grid,
     params: &P,
+    mut attribute: Option<sys::CUlaunchAttribute>,
 ) -> Result<()> {
     if grid.blocks.0 == 0 || grid.blocks.1 == 0 || grid.blocks.2 == 0 {
         return Ok(());
@@ -41,12 +75,8 @@ pub(super) fn queue<P: Copy>(
         set.map_err(|e| super::super::failed(op, e))?;
     }
     gpu.bind(op)?;
-    let overlap = gpu.overlaps && OVERLAP.load(Ordering::Relaxed);
-    let mut attribute = sys::CUlaunchAttribute {
-        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-        pad: [0; 4],
-        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-    };
+    let count = u32::from(attribute.is_some());
+    let attrs = attribute.as_mut().map_or(std::ptr::null_mut(), |it| &raw mut *it);
     let config = sys::CUlaunchConfig {
         gridDimX: grid.blocks.0,
         gridDimY: grid.blocks.1,
@@ -56,8 +86,8 @@ pub(super) fn queue<P: Copy>(
         blockDimZ: 1,
         sharedMemBytes: grid.shared_bytes,
         hStream: gpu.stream.cu_stream(),
-        attrs: &raw mut attribute,
-        numAttrs: u32::from(overlap),
+        attrs,
+        numAttrs: count,
     };
     let mut list: [*mut c_void; 1] = [(&raw const *params).cast_mut().cast()];
     gpu.timed(

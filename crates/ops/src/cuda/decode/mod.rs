@@ -4,34 +4,40 @@
 //! written is given by the caller, so that a token's work can be captured once as a [`Graph`] and
 //! replayed. Rows of a batch share the weights that are read: the union of what each needs.
 //!
-//! Kernels overlap: each starts while the one before ends, and reads weights before it waits for
-//! the activations. Every kernel begins with what comes before a matrix (a norm, an activation,
-//! the list of what is not zero), in each of its blocks: that is cheaper than one more kernel. Sums
-//! are made in a fixed order, so a run repeats bit by bit.
+//! A token is a list of operations ([`Work`]). Of one sequence they become the steps of a single
+//! kernel that stays on the GPU ([`Program`]), where a GPU has it; else each is a kernel or two.
+//! Those overlap: each starts while the one before ends, and reads weights before it waits for
+//! the activations. Every kernel, and every step, begins with what comes before a matrix (a norm, an
+//! activation, the list of what is not zero), in each of its blocks: that is cheaper than one more
+//! kernel. Sums are made in a fixed order, so a run repeats bit by bit.
 
 mod attention;
 mod graph;
 mod input;
 mod launch;
 mod matrix;
+mod program;
 mod project;
 mod room;
 mod rows;
 mod token;
 mod words;
+mod work;
 
-pub use attention::{AttentionPlan, KvCache, attend};
+pub use attention::{Attention, AttentionPlan, KvCache, attend};
 pub use graph::Graph;
 pub use input::{COUNTS, Input, Norm};
 pub use launch::set_overlap;
 pub use matrix::{Format, GpuMatrix, read_bandwidth};
+pub use program::Program;
 pub use project::{
     Output, Tiles, gate_and_up, project_by_input, project_by_input_in, project_by_output,
 };
 pub use room::Room;
 pub use rows::{UpRows, up_rows};
-pub use token::{advance, argmax, embed};
+pub use token::{Embedding, advance, argmax, embed};
 pub use words::Words;
+pub use work::Work;
 
 use candle_core::Tensor;
 

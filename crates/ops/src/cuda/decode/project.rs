@@ -41,7 +41,7 @@ impl<'a> Output<'a> {
 
 /// `Out` of `cu/decode.cuh`.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Out {
     y: u64,
     bias: u64,

@@ -1,0 +1,187 @@
+// A token's whole way through a decoder as one kernel that stays on the GPU.
+//
+// One block on each multiprocessor goes through the steps of a program, and all blocks meet between
+// two steps. What a step costs beside its weights is that meeting and not the start of a kernel;
+// and weights that are read in any case are on their way to shared memory long before their step.
+//
+// A block has THREADS threads that work and one warp more, which brings those weights.
+#pragma once
+
+#include "decode_attention.cuh"
+#include "embed.cuh"
+
+constexpr int WARPS = 16, THREADS = 32 * WARPS;
+constexpr int ALL = THREADS + 128;  // registers move between groups of four warps
+
+enum Kind { EMBED, ADD, ROWS, NEURONS, ATTEND };
+
+// As in src/cuda/decode/program.rs.
+struct Step {
+    int kind;
+    int by_input;  // of NEURONS: how the gate lies
+    int pairs;     // of ROWS: gate and up
+    int lanes;     // vectors of a row that a block has, by input
+    Feed feed;
+    Out out;
+    const void* weights[2];
+    const float* scales[2];
+    long long stride[2];
+    const float* up_bias;
+    const float* mask;
+    unsigned* counts;  // open gates, added up
+    int act;
+    float act_p;
+    int then;
+    float then_p;
+    int join, shares;  // shares of each head's keys; whether they are still to be joined
+    Attend attend;
+    Embed embed;
+};
+static_assert(sizeof(Step) % 16 == 0, "copied in 16 bytes");
+
+// Rows that come through the ring, in the order of the steps.
+struct Pass {
+    const void* weights;
+    long long row_bytes;
+    int rows;
+    int listed;
+};
+
+struct Program {
+    const Step* steps;
+    const Pass* passes;
+    unsigned long long* arrived;
+    const unsigned* positions;
+    unsigned* counts;
+    int step_count, pass_count, words;
+    int flight, scratch, ring;  // bytes
+    int pad;
+};
+
+// The group of the warp that brings weights needs few registers, and the others take what it leaves.
+__device__ __forceinline__ void take_registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+#endif
+}
+__device__ __forceinline__ void leave_registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+#endif
+}
+
+// The working threads of a block meet.
+__device__ __forceinline__ void meet() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
+
+// A block's shared memory.
+constexpr int PIECE = 16 * THREADS;  // bytes that the threads copy at once
+constexpr int OWN = 2048;            // outputs of a block
+constexpr int OPEN = 512;            // neurons of a block
+constexpr int ENTRIES = 32;          // rows that have signals of their own
+
+struct Fixed {
+    Step steps[2];
+    unsigned long long full[ENTRIES], empty[ENTRIES], listed, taken;
+    unsigned long long target;  // of the next meeting
+    float sums[OWN];
+    float gates[OPEN];
+    unsigned short open[OPEN];
+    unsigned marks[32];
+    float scratch[32];
+    int places[ENTRIES], lengths[ENTRIES];
+    int open_count;
+    int position;
+    int steps_own, ring;  // where they begin
+};
+
+// Threads share all of it, and nothing is left to be kept in local memory, which would lie in L2:
+// behind FIXED bytes there are pieces on their way, what the step needs, and the ring.
+extern __shared__ __align__(128) unsigned char shared[];
+constexpr int FIXED = 13 << 10;
+static_assert(sizeof(Fixed) <= FIXED, "has room");
+
+__device__ __forceinline__ Fixed& fixed() { return *reinterpret_cast<Fixed*>(shared); }
+
+template <typename T>
+__device__ __forceinline__ T* at_byte(int byte) {
+    return reinterpret_cast<T*>(shared + byte);
+}
+
+// Pieces of rows by input that a thread has on their way: they have a place each, because those that
+// come into registers take lines of L1, of which all this shared memory leaves too few.
+constexpr int AHEAD = 8;
+constexpr int FLIGHT = AHEAD * PIECE;
+constexpr int PARTS = 16 * THREADS;  // floats: parts of sums, when nothing is on its way
+static_assert(4 * PARTS <= FLIGHT, "in the same place");
+
+__device__ __forceinline__ float* parts_of_sums() { return at_byte<float>(FIXED); }
+
+// An activation by its number, as `curve_value`, without a call: around one, registers would go to
+// local memory.
+__device__ __forceinline__ float inlined_curve(int kind, float p, float x) {
+    return is_smooth(kind) ? AnyCurve{kind, p}.value(x) : plain_value(kind, p, x);
+}
+
+// Sums over the working threads, in each.
+__device__ __forceinline__ float sum_of_block(float v) {
+    float* scratch = fixed().scratch;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    v = warp_sum(v);
+    if (lane == 0) scratch[warp] = v;
+    meet();
+    v = warp_sum(lane < WARPS ? scratch[lane] : 0.f);
+    meet();
+    return v;
+}
+
+// The sum of `n` over the threads in front of this one, and over all.
+__device__ __forceinline__ unsigned sum_before(unsigned n, unsigned& total) {
+    unsigned* scratch = fixed().marks;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    unsigned up_to = n;
+#pragma unroll
+    for (int d = 1; d < 32; d <<= 1) {
+        const unsigned below = __shfl_up_sync(FULL, up_to, d);
+        if (lane >= d) up_to += below;
+    }
+    if (lane == 31) scratch[warp] = up_to;
+    meet();
+    const unsigned of_warp = lane < WARPS ? scratch[lane] : 0;
+    const unsigned before = __reduce_add_sync(FULL, lane < warp ? of_warp : 0);
+    total = __reduce_add_sync(FULL, of_warp);
+    meet();
+    return before + up_to - n;
+}
+
+// Where all blocks meet. The count of arrivals never goes back: a launch adds the same each time.
+__device__ __forceinline__ unsigned long long arrivals(const Program& p) {
+    unsigned long long n;
+    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(n) : "l"(p.arrived) : "memory");
+    return n;
+}
+
+// Of one thread, before anybody meets.
+__device__ __forceinline__ void begin_meetings(const Program& p) {
+    const unsigned long long all = static_cast<unsigned long long>(p.step_count - 1) * gridDim.x;
+    // Some blocks may have arrived at the first, but not all at the last without this one.
+    const unsigned long long n = arrivals(p);
+    fixed().target = n - n % max(all, 1ull);
+}
+
+// What this block wrote is there for all behind `wait_for_all`.
+__device__ __forceinline__ void arrive(const Program& p) {
+    meet();
+    if (threadIdx.x == 0)
+        asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(p.arrived) : "memory");
+}
+
+__device__ __forceinline__ void wait_for_all(const Program& p) {
+    if (threadIdx.x == 0) {
+        const unsigned long long target = fixed().target += gridDim.x;
+        while (arrivals(p) < target) {
+        }
+    }
+    // What each thread copied to shared memory meanwhile is there for all as well.
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    meet();
+}

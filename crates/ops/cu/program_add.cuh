@@ -1,0 +1,108 @@
+// Sums of the rows of listed inputs: a block has some columns of all of them.
+#pragma once
+
+#include "program_enter.cuh"
+
+// A thread's pieces of rows: one of every `groups` in the list, from its group's first on.
+template <typename W>
+struct Adder {
+    static constexpr int N = Weights<W>::N;
+    static constexpr int SET = 2, SETS = AHEAD / SET;
+
+    float acc[N];
+    const W* weights;
+    unsigned stride;
+    const unsigned short* rows;
+    const float* values;
+    int groups, end;
+    bool mine;
+
+    __device__ __forceinline__ static unsigned char* place(int set, int u) {
+        return shared + FIXED + (set * SET + u) * PIECE + threadIdx.x * 16;
+    }
+
+    // The pieces of a set, which come one after the other.
+    __device__ __forceinline__ void bring_set(int set, int first) {
+#pragma unroll
+        for (int u = 0; u < SET; u++) {
+            const int q = first + u * groups;
+            if (!mine || q >= end) continue;
+            copy_16(place(set, u), weights + static_cast<uint64_t>(rows[q]) * stride);
+        }
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    }
+
+    __device__ __forceinline__ void add_set(int set, int first) {
+#pragma unroll
+        for (int u = 0; u < SET; u++) {
+            const int q = first + u * groups;
+            if (q >= end) break;
+            const Weights<W> piece(place(set, u));
+            const float x = values[rows[q]];
+#pragma unroll
+            for (int k = 0; k < N; k++) acc[k] = fmaf(x, weight_of(piece.w, k), acc[k]);
+        }
+    }
+
+    __device__ __forceinline__ void sum(int first) {
+        const int step = SET * groups;
+        int next = first;
+#pragma unroll 1
+        for (int set = 0; set < SETS; set++, next += step) bring_set(set, next);
+        int set = 0;
+#pragma unroll 1
+        for (int q = first; q < end; q += step, next += step) {
+            asm volatile("cp.async.wait_group %0;" ::"n"(SETS - 1) : "memory");
+            if (mine) add_set(set, q);
+            bring_set(set, next);
+            set = (set + 1) % SETS;
+        }
+    }
+};
+
+// The sum of column t of the block's, in thread t. The list is no longer read behind the call.
+template <typename W>
+__device__ __forceinline__ float columns(const Step& s, const Entered& in, int total) {
+    constexpr int N = Adder<W>::N;
+    const int t = threadIdx.x, lanes = s.lanes, width = lanes * N;
+    const int group = t / lanes, lane_column = t % lanes * N;
+    const int column = blockIdx.x * width + lane_column;
+    Adder<W> adder;
+#pragma unroll
+    for (int k = 0; k < N; k++) adder.acc[k] = 0.f;
+    adder.groups = THREADS / lanes;
+    adder.mine = group < adder.groups && column < s.stride[0];
+    adder.weights = static_cast<const W*>(s.weights[0]) + column;
+    adder.stride = s.stride[0];
+    adder.rows = in.rows;
+    adder.values = in.scaled;
+    adder.end = total;
+    adder.sum(group);
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    meet();
+
+    // The sums of the groups: each thread adds those of some groups, then a column's parts.
+    float* sums = parts_of_sums();  // [groups, width]
+    if (group < adder.groups) {
+        float4* to = reinterpret_cast<float4*>(sums + group * width + lane_column);
+#pragma unroll
+        for (int k = 0; k < N; k += 4)
+            to[k / 4] =
+                make_float4(adder.acc[k], adder.acc[k + 1], adder.acc[k + 2], adder.acc[k + 3]);
+    }
+    meet();
+    const int per = max(1, THREADS / width);
+    const int part = t / width, c = t - part * width;
+    float sum = 0.f;
+    if (part < per)
+#pragma unroll 2
+        for (int g = part; g < adder.groups; g += per) sum += sums[g * width + c];
+    if (per == 1) return sum;
+    float* parts = fixed().sums;  // [per, width]
+    if (part < per) parts[t] = sum;
+    meet();
+    sum = 0.f;
+    if (t < width)
+        for (int k = 0; k < per; k++) sum += parts[k * width + t];
+    return sum;
+}

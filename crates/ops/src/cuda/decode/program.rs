@@ -1,0 +1,376 @@
+//! A token's whole way as one kernel: its operations become the steps of a program that one block
+//! on each multiprocessor goes through.
+
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use super::super::pointwise::curve_code;
+use super::super::{Gpu, Grid, Module, Scratch, module};
+use super::attention::Attend;
+use super::input::Feed;
+use super::launch::queue_together;
+use super::project::Out;
+use super::token::Embed;
+use super::{COUNTS, Format, GpuMatrix, Output, Room, UpRows, Words, Work, numbers_or_null};
+use crate::error::Result;
+
+static MODULE: Module = module!("decode_program");
+const OP: &str = "program of a token";
+
+// As in `cu/program.cuh`.
+const WARPS: usize = 16;
+const THREADS: usize = 32 * WARPS;
+/// Inputs of a row that a lane has, at most.
+const HELD: usize = 32;
+const OWN: usize = 2048;
+const OPEN: usize = 512;
+/// `Fixed`, and a little more.
+const FIXED: usize = 13 << 10;
+/// Pieces of rows on their way.
+const PIECE: usize = 16 * THREADS;
+const FLIGHT: usize = 8 * PIECE;
+/// Numbers for parts of sums.
+const PARTS: usize = 16 * THREADS;
+/// Neighbours among the inputs that a thread has.
+const EACH: usize = 8;
+
+/// Kinds of steps.
+const EMBED: i32 = 0;
+const ADD: i32 = 1;
+const ROWS: i32 = 2;
+const NEURONS: i32 = 3;
+const ATTEND: i32 = 4;
+
+/// `Step` of `cu/program.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Step {
+    kind: i32,
+    by_input: i32,
+    pairs: i32,
+    lanes: i32,
+    feed: Feed,
+    out: Out,
+    weights: [u64; 2],
+    scales: [u64; 2],
+    stride: [i64; 2],
+    up_bias: u64,
+    mask: u64,
+    counts: u64,
+    act: i32,
+    act_p: f32,
+    then: i32,
+    then_p: f32,
+    join: i32,
+    shares: i32,
+    attend: Attend,
+    embed: Embed,
+}
+
+/// `Pass` of `cu/program.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Pass {
+    weights: u64,
+    row_bytes: i64,
+    rows: i32,
+    listed: i32,
+}
+
+/// `Program` of `cu/program.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Launch {
+    steps: u64,
+    passes: u64,
+    arrived: u64,
+    positions: u64,
+    counts: u64,
+    step_count: i32,
+    pass_count: i32,
+    words: i32,
+    flight: i32,
+    scratch: i32,
+    ring: i32,
+    pad: i32,
+}
+
+/// One sequence's token as one kernel. It reads and writes what its operations name, which must
+/// outlive it.
+///
+/// Beside the same operations as kernels it is faster because nothing is started between them, and
+/// because rows of weights that are read in any case are under way long before their turn.
+pub struct Program {
+    gpu: Arc<Gpu>,
+    launch: Launch,
+    name: String,
+    grid: Grid,
+    _kept: [Scratch; 3],
+}
+
+impl Program {
+    /// A program of these operations of one sequence; `None` where it has no kernel: before Hopper,
+    /// and for shapes that a block's memory does not hold.
+    ///
+    /// `positions` has the sequence's length, and `counts` all that the operations count: it is
+    /// cleared first.
+    ///
+    /// # Errors
+    /// Shapes that do not fit; more than one sequence; no memory.
+    pub fn new(
+        device: &Device,
+        format: Format,
+        work: &[Work<'_>],
+        (positions, counts): (&Words, &Words),
+        room: &Room,
+    ) -> Result<Option<Program>> {
+        let gpu = Gpu::on(device)?;
+        if !gpu.overlaps {
+            return Ok(None);
+        }
+        let mut recorder = Recorder {
+            blocks: gpu.processors as usize,
+            format,
+            room,
+            steps: Vec::new(),
+            passes: Vec::new(),
+            scratch: 0,
+            fits: true,
+            attended: None,
+        };
+        for each in work {
+            recorder.record(each)?;
+        }
+        let Recorder { steps, passes, scratch, mut fits, .. } = recorder;
+        let scratch = scratch.next_multiple_of(128);
+        // Where nothing is read by input only sums have parts there.
+        let by_input = steps.iter().any(|step| step.by_input != 0);
+        let flight = if by_input { FLIGHT } else { 4 * PARTS };
+        let fixed = FIXED + flight + scratch;
+        let ring = gpu.shared_memory(OP)?.saturating_sub(fixed) / 128 * 128;
+        // One row is on its way while another is read.
+        let widest = passes.iter().map(|pass| pass.row_bytes as usize).max().unwrap_or(0);
+        fits &= ring >= 2 * widest;
+        // Where everything is read, int8 rows come faster through kernels of their own.
+        fits &= by_input || format != Format::Int8;
+        fits &= work.first().is_some_and(|first| matches!(first, Work::Embed(_)));
+        if !fits {
+            return Ok(None);
+        }
+        let arrived = gpu.scratch(8, OP)?;
+        gpu.zero(arrived.ptr, 8, OP)?;
+        let there = |bytes: usize| gpu.scratch(bytes, OP);
+        let (on_steps, on_passes) =
+            (there(size_of_val(&steps[..]))?, there(size_of_val(&passes[..]).max(1))?);
+        gpu.write(&steps, on_steps.ptr, OP)?;
+        gpu.write(&passes, on_passes.ptr, OP)?;
+        let launch = Launch {
+            steps: on_steps.ptr,
+            passes: on_passes.ptr,
+            arrived: arrived.ptr,
+            positions: positions.at(0, 1, OP)?,
+            counts: counts.at(0, counts.len(), OP)?,
+            step_count: steps.len() as i32,
+            pass_count: passes.len() as i32,
+            words: counts.len() as i32,
+            flight: flight as i32,
+            scratch: scratch as i32,
+            ring: ring as i32,
+            pad: 0,
+        };
+        let grid = Grid::new(gpu.processors as usize, THREADS as u32 + 128).shared(fixed + ring);
+        let name = format!("program_{}", format.name());
+        Ok(Some(Program { gpu, launch, name, grid, _kept: [on_steps, on_passes, arrived] }))
+    }
+
+    /// Queues the token.
+    ///
+    /// # Errors
+    /// An error of the GPU.
+    pub fn queue(&self) -> Result<()> {
+        queue_together(&self.gpu, OP, (&MODULE, &self.name), self.grid, &self.launch)
+    }
+}
+
+/// Weights of 16 bytes.
+fn vector(format: Format) -> usize {
+    16 / format.bytes()
+}
+
+struct Recorder<'a> {
+    blocks: usize,
+    format: Format,
+    room: &'a Room,
+    steps: Vec<Step>,
+    passes: Vec<Pass>,
+    /// Bytes of the step that needs most.
+    scratch: usize,
+    fits: bool,
+    /// The last attention, whose result the next step may have to join.
+    attended: Option<Step>,
+}
+
+impl Recorder<'_> {
+    fn record(&mut self, work: &Work<'_>) -> Result<()> {
+        let mut step = match *work {
+            Work::Embed(it) => {
+                let (batch, embed) = it.embed()?;
+                let table = if self.format == Format::F32 { Format::F32 } else { Format::Bf16 };
+                self.fits &= batch == 1 && it.table.format() == table;
+                Step { kind: EMBED, embed, ..Step::default() }
+            }
+            Work::Project { input, matrix, by_input, output } => {
+                let inputs = if by_input { matrix.rows() } else { matrix.cols() };
+                let feed = self.feed(&input, inputs)?;
+                let outputs = if by_input { matrix.cols() } else { matrix.rows() };
+                let out = output.out(1, outputs, OP)?;
+                let mut step = Step { feed, out, ..Step::default() };
+                self.name(&mut step, 0, matrix);
+                match by_input {
+                    true => self.add(&mut step, inputs),
+                    false => self.rows(&mut step, &[matrix]),
+                }
+                step
+            }
+            Work::GateAndUp {
+                input,
+                gate: (gate, gate_bias),
+                up: (up, up_bias),
+                curves,
+                products,
+            } => {
+                super::matrix::ensure_alike(gate, up, OP)?;
+                let feed = self.feed(&input, gate.cols())?;
+                let out = Output::new(products, gate_bias).out(1, gate.rows(), OP)?;
+                let up_bias = numbers_or_null(up_bias, up.rows(), "bias of up", OP)?;
+                let mut step = Step { feed, out, up_bias, pairs: 1, ..Step::default() };
+                (step.act, step.act_p) = curve_code(curves.0);
+                (step.then, step.then_p) = curve_code(curves.1);
+                self.name(&mut step, 0, gate);
+                self.name(&mut step, 1, up);
+                self.rows(&mut step, &[gate, up]);
+                step
+            }
+            Work::Neurons { input, gate, by_input, bias, up } => {
+                let feed = self.feed(&input, up.up.cols())?;
+                let out = Output::new(up.products, bias).out(1, up.up.rows(), OP)?;
+                let mut step = Step { feed, out, ..Step::default() };
+                self.name(&mut step, 0, gate);
+                self.neurons(&mut step, gate, by_input, &up)?;
+                step
+            }
+            Work::Attend(it) => {
+                let group = it.group();
+                let wide = if group == 1 {
+                    1
+                } else if group <= 4 {
+                    4
+                } else {
+                    8
+                };
+                let (batch, attend) = it.attend(wide, self.room)?;
+                let units = attend.kv_heads as usize * attend.chunks as usize;
+                let shares = (self.blocks / units.max(1)).clamp(1, Room::SPLITS);
+                self.fits &=
+                    batch == 1 && units <= self.blocks && attend.heads as usize * shares <= PARTS;
+                // `Attending` of `cu/program_attention.cuh`.
+                self.scratch = self.scratch.max(4 * (256 * (wide + 2 + WARPS + 1 + 2) + 2 * WARPS));
+                let step = Step { kind: ATTEND, attend, shares: shares as i32, ..Step::default() };
+                self.attended = Some(step);
+                step
+            }
+        };
+        if let Some(before) = self.attended.filter(|it| it.attend.out == step.feed.x) {
+            step.attend = before.attend;
+            step.shares = before.shares;
+            step.join = i32::from(before.shares > 1);
+        }
+        self.steps.push(step);
+        Ok(())
+    }
+
+    fn feed(&mut self, input: &super::Input<'_>, width: usize) -> Result<Feed> {
+        let (batch, feed) = input.feed(OP)?;
+        crate::buffer::ensure_shape(input.x, OP, "x", &[batch, width])?;
+        self.fits &= batch == 1 && width < 1 << 16 && width.is_multiple_of(EACH);
+        Ok(feed)
+    }
+
+    fn name(&mut self, step: &mut Step, which: usize, matrix: &GpuMatrix) {
+        step.weights[which] = matrix.data();
+        step.scales[which] = matrix.scales();
+        step.stride[which] = matrix.stride() as i64;
+        self.fits &= matrix.format() == self.format;
+    }
+
+    /// Columns that a block has of every row.
+    fn lanes(&mut self, step: &mut Step) {
+        let vectors = (step.out.outputs as usize).div_ceil(vector(self.format));
+        let lanes = vectors.div_ceil(self.blocks);
+        self.fits &= lanes * vector(self.format) <= THREADS;
+        step.lanes = lanes as i32;
+    }
+
+    fn add(&mut self, step: &mut Step, inputs: usize) {
+        step.kind = ADD;
+        step.by_input = 1;
+        self.lanes(step);
+        // The values of all, and a list of places.
+        self.scratch = self.scratch.max(4 * inputs.next_multiple_of(64) + 2 * inputs);
+    }
+
+    fn rows(&mut self, step: &mut Step, matrices: &[&GpuMatrix]) {
+        step.kind = ROWS;
+        for matrix in matrices {
+            self.pass(matrix, false);
+            self.scratch = self.scratch.max(4 * matrix.stride());
+        }
+        let own = (step.out.outputs as usize).div_ceil(self.blocks);
+        self.fits &= matrices.len() * own <= OWN;
+    }
+
+    fn neurons(
+        &mut self,
+        step: &mut Step,
+        gate: &GpuMatrix,
+        by_input: bool,
+        up: &UpRows<'_>,
+    ) -> Result<()> {
+        let ffn = up.up.rows();
+        step.kind = NEURONS;
+        step.by_input = i32::from(by_input);
+        step.mask = numbers_or_null(up.mask, ffn, "mask", OP)?;
+        step.up_bias = numbers_or_null(up.bias, ffn, "bias of up", OP)?;
+        step.counts = up.counts.map_or(Ok(0), |(words, at)| words.at(at, COUNTS, OP))?;
+        (step.act, step.act_p) = curve_code(up.activation);
+        (step.then, step.then_p) = curve_code(up.then);
+        self.name(step, 1, up.up);
+        let inputs = up.up.stride();
+        let list = match by_input {
+            true => {
+                self.lanes(step);
+                // Of int8 also the values times units.
+                (if step.scales[0] == 0 { 2 } else { 6 }) * inputs
+            }
+            false => {
+                self.pass(gate, false);
+                self.fits &= ffn.div_ceil(self.blocks) <= OPEN;
+                0
+            }
+        };
+        self.scratch = self.scratch.max(4 * inputs + list);
+        self.pass(up.up, true);
+        Ok(())
+    }
+
+    fn pass(&mut self, matrix: &GpuMatrix, listed: bool) {
+        self.fits &= matrix.stride() <= 32 * WARPS * HELD;
+        self.passes.push(Pass {
+            weights: matrix.data(),
+            row_bytes: (matrix.stride() * self.format.bytes()) as i64,
+            rows: matrix.rows() as i32,
+            listed: i32::from(listed),
+        });
+    }
+}
