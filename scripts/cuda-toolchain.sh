@@ -104,7 +104,11 @@ export CUDA_HOME='$home' CUDA_PATH='$home' CUDA_ROOT='$home' CUDA_TOOLKIT_ROOT_D
 export PATH='$home/bin':"\$PATH"
 export CUDARC_CUDA_VERSION="\${CUDARC_CUDA_VERSION:-13000}"
 export CUDA_COMPUTE_CAP="\${CUDA_COMPUTE_CAP:-90}"
-export RUSTFLAGS="\${RUSTFLAGS:-} -L native=$home/lib64 -L native=$stubs"
+# Once, however often this is evaluated: other flags make cargo build everything again.
+case "\${RUSTFLAGS:-}" in
+*"$stubs"*) ;;
+*) export RUSTFLAGS="\${RUSTFLAGS:-} -L native=$home/lib64 -L native=$stubs" ;;
+esac
 export CARGO_TARGET_DIR="\${CARGO_TARGET_DIR:-$root/target/cuda}"
 ENV
 if $cudnn; then
