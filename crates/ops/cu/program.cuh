@@ -4,7 +4,7 @@
 // two steps. What a step costs beside its weights is that meeting and not the start of a kernel;
 // and weights that are read in any case are on their way to shared memory long before their step.
 //
-// A block has THREADS threads that work and one warp more, which brings those weights.
+// A block has THREADS threads that work and a group more, of which one thread brings those weights.
 #pragma once
 
 #include "decode_attention.cuh"
@@ -58,7 +58,7 @@ struct Program {
     int pad;
 };
 
-// The group of the warp that brings weights needs few registers, and the others take what it leaves.
+// The group that brings weights needs few registers, and the others take what it leaves.
 __device__ __forceinline__ void take_registers() {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");

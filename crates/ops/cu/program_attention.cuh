@@ -21,8 +21,8 @@ struct Attending {
 template <typename T, int G>
 __device__ __noinline__ void attend(const Program& p, int step) {
     constexpr int N = 16 / sizeof(T), NV = HEAD / 32 / N;
-    constexpr int COLUMNS = NV * N;           // that a lane has of a head
-    constexpr int KEYS = 2 / NV;  // on their way, in places of the thread's own
+    constexpr int COLUMNS = NV * N;  // that a lane has of a head
+    constexpr int KEYS = 2 / NV;     // on their way, in places of the thread's own
     static_assert(KEYS * 2 * NV * PIECE <= 4 * PARTS, "in the same place");
     Attending<G>& room = *at_byte<Attending<G>>(fixed().steps_own);
     const Step& s = fixed().steps[step];

@@ -1,6 +1,6 @@
 // Rows on their way through shared memory, and their products with a vector.
 //
-// A warp of each block brings the rows of all steps into a ring, as far ahead as there is room: it
+// A thread of each block brings the rows of all steps into a ring, as far ahead as there is room: it
 // waits only for that, and for a list where only listed rows are read. Teams of the working warps
 // take the rows in turn.
 #pragma once

@@ -32,8 +32,8 @@ const PIECE: usize = 16 * THREADS;
 const FLIGHT: usize = 8 * PIECE;
 /// Numbers for parts of sums.
 const PARTS: usize = 16 * THREADS;
-/// Neighbours among the inputs that a thread has.
-const EACH: usize = 8;
+/// Widths are multiples of this: inputs are read as vectors.
+const WHOLE: usize = 8;
 
 /// Kinds of steps.
 const EMBED: i32 = 0;
@@ -293,7 +293,7 @@ impl Recorder<'_> {
     fn feed(&mut self, input: &super::Input<'_>, width: usize) -> Result<Feed> {
         let (batch, feed) = input.feed(OP)?;
         crate::buffer::ensure_shape(input.x, OP, "x", &[batch, width])?;
-        self.fits &= batch == 1 && width < 1 << 16 && width.is_multiple_of(EACH);
+        self.fits &= batch == 1 && width < 1 << 16 && width.is_multiple_of(WHOLE);
         Ok(feed)
     }
 
