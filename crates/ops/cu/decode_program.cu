@@ -42,8 +42,9 @@ __device__ __forceinline__ void attention(const Program& p, int step) {
 
 // The open neurons of the block's, from the gate of thread t's: how many.
 __device__ __forceinline__ int list_open(const Step& s, float gate, int neuron, bool there,
-                                         float bias, float mask, unsigned lists) {
+                                         float bias, float mask) {
     Fixed& f = fixed();
+    const unsigned lists = f.lists;
     gate = inlined_curve(s.act, s.act_p, gate + bias);
     if (s.mask) gate = mask * (fabsf(gate) + FORCED);
     const bool open = there && gate != 0.f;
@@ -51,12 +52,15 @@ __device__ __forceinline__ int list_open(const Step& s, float gate, int neuron, 
     // The list before is done with.
     if (lists > 0) signal_wait(&f.taken, (lists - 1) & 1);
     unsigned count;
-    const unsigned at = sum_before(open, count);
+    const unsigned at = sum_before(open, count, 2);
     if (open) {
         f.open[at] = neuron;
         f.gates[at] = gate;
     }
-    if (threadIdx.x == 0) f.open_count = count;
+    if (threadIdx.x == 0) {
+        f.open_count = count;
+        f.lists = lists + 1;
+    }
     meet();
     if (threadIdx.x == 0) {
         signal_arrive(&f.listed, 1);
@@ -69,7 +73,7 @@ __device__ __forceinline__ int list_open(const Step& s, float gate, int neuron, 
 // A step with a matrix or two: what enters; by input the sums of columns, then rows that come
 // through the ring, all or those of open neurons; and what becomes of the sums.
 template <typename W>
-__device__ __forceinline__ void product(const Program& p, int step, unsigned& entries, unsigned& lists) {
+__device__ __forceinline__ void product(const Program& p, int step) {
     constexpr int N = Weights<W>::N;
     const Step& s = fixed().steps[step];
     const int t = threadIdx.x, outputs = s.out.outputs;
@@ -81,17 +85,19 @@ __device__ __forceinline__ void product(const Program& p, int step, unsigned& en
     in.values = at_byte<float>(fixed().steps_own);
     in.scaled = in.values + (neurons && by_input && s.scales[0] ? filled : 0);
     in.rows = reinterpret_cast<unsigned short*>(in.scaled + filled);
-    const int total = enter(p, s, in);
+    const Entering entering(p, s);
 
     // Outputs of the block: columns by input, else rows; the first ones are thread t's as well.
-    const int first = min(static_cast<int>(blockIdx.x) * s.lanes * N, outputs);
-    const int count = by_input ? min(s.lanes * N, outputs - first) : own_rows(outputs);
+    const int first = min(static_cast<int>(blockIdx.x) * s.columns.lanes * N, outputs);
+    const int count = by_input ? min(s.columns.lanes * N, outputs - first) : count_of(s.own);
     const int mine = by_input ? first + t : own_row(t);
-    // On their way while sums are made.
+    // On their way meanwhile.
     float sum = 0.f, before = 0.f, bias = 0.f, mask = 1.f;
-    if (add && s.out.add && t < count) before = load(s.out.y + mine);
     if (neurons && s.out.bias && t < count) bias = __ldg(s.out.bias + mine);
     if (neurons && s.mask && t < count) mask = __ldg(s.mask + mine);
+    wait_for_all(p);
+    if (s.out.add && t < count) before = load(s.out.y + mine);
+    const int total = entering.enter(s, in);
     if (by_input) sum = columns<W>(s, in, total);
     if (add) {
         if (t < count) s.out.y[mine] = before + finished(s.out, mine, sum);
@@ -105,9 +111,9 @@ __device__ __forceinline__ void product(const Program& p, int step, unsigned& en
         if (pass == 1 && neurons) {
             if (!by_input && t < count)
                 sum = s.scales[0] ? sums[t] * __ldg(s.scales[0] + mine) : sums[t];
-            rows = list_open(s, sum, mine, t < count, bias, mask, lists++);
+            rows = list_open(s, sum, mine, t < count, bias, mask);
         }
-        dots<W>(entries, s.stride[pass] / N, in.values, rows, sums + (pass && s.pairs ? count : 0));
+        dots<W>(p, s.teams, s.stride[pass] / N, in.values, rows, sums + (pass && s.pairs ? count : 0));
     }
     for (int i = t; i < rows; i += THREADS) {
         const int row = neurons ? fixed().open[i] : own_row(i);
@@ -115,7 +121,8 @@ __device__ __forceinline__ void product(const Program& p, int step, unsigned& en
             return s.scales[which] ? v * __ldg(s.scales[which] + row) : v;
         };
         if (s.kind == ROWS && !s.pairs) {
-            put(s.out, 0, row, scaled(0, sums[i]));
+            if (s.out.add && i != t) before = load(s.out.y + row);
+            s.out.y[row] = before + finished(s.out, row, scaled(0, sums[i]));
             continue;
         }
         float gate = neurons ? fixed().gates[i] : scaled(0, sums[i]);
@@ -130,7 +137,6 @@ __device__ __forceinline__ void product(const Program& p, int step, unsigned& en
 template <typename W>
 __device__ __forceinline__ void walk(const Program& p) {
     const int t = threadIdx.x;
-    unsigned entries = 0, lists = 0;  // rows that came through the ring; lists that were made
 #pragma unroll 1
     for (int n = 0; n < p.step_count; n++) {
         Fixed& f = fixed();
@@ -145,7 +151,7 @@ __device__ __forceinline__ void walk(const Program& p) {
         else if (kind == ATTEND)
             attention<W>(p, step);
         else
-            product<W>(p, step, entries, lists);
+            product<W>(p, step);
         asm volatile("cp.async.wait_all;" ::: "memory");
         if (n + 1 < p.step_count) arrive(p);
     }
@@ -161,13 +167,15 @@ __device__ __forceinline__ void run(const Program& p) {
         f.steps_own = FIXED + p.flight;
         f.ring = f.steps_own + p.scratch;
         f.position = static_cast<int>(min(load(p.positions), 0x7fffffffu));
+        f.pieces = f.lists = 0;
+        f.slot = 0;
         begin_meetings(p);
-        for (int i = 0; i < ENTRIES; i++) {
+        for (int i = 0; i < SIGNALS; i++) {
             signal_init(f.full + i, 1);
             signal_init(f.empty + i, WARPS);
         }
         signal_init(&f.listed, 1);
-        signal_init(&f.taken, 1);
+        signal_init(&f.taken, BRINGERS);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
@@ -176,7 +184,7 @@ __device__ __forceinline__ void run(const Program& p) {
         walk<W>(p);
     } else {
         leave_registers();
-        if (t == THREADS) bring_rows(p);
+        if (t % 32 == 0) bring_rows(p, (t - THREADS) / 32);
     }
 }
 

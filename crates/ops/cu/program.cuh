@@ -4,25 +4,61 @@
 // two steps. What a step costs beside its weights is that meeting and not the start of a kernel;
 // and weights that are read in any case are on their way to shared memory long before their step.
 //
-// A block has THREADS threads that work and a group more, of which one thread brings those weights.
+// A block has WARPS warps that work, and a few more of which a thread each brings those weights.
 #pragma once
 
 #include "decode_attention.cuh"
 #include "embed.cuh"
 
 constexpr int WARPS = 16, THREADS = 32 * WARPS;
-constexpr int ALL = THREADS + 128;  // registers move between groups of four warps
+constexpr int BRINGERS = 4;  // warps: registers move between groups of four
+constexpr int ALL = THREADS + 32 * BRINGERS;
 
 enum Kind { EMBED, ADD, ROWS, NEURONS, ATTEND };
 
-// As in src/cuda/decode/program.rs.
-struct Step {
+// What follows is as in src/cuda/decode/program.rs. Each warp does all that a step does beside its
+// weights, and a division takes long: quotients come with the step.
+
+// Rows of a block's own, every so-manieth of all.
+struct Own {
+    int each, more;  // of `more` blocks one more
+};
+
+// Rows that come through the ring.
+struct Pass {
+    const void* weights;
+    long long row_bytes;
+    Own own;
+    int pieces;  // of a row
+    int listed;  // only those that the block's list names
+};
+
+// How warps share rows.
+struct Teams {
+    int size, count;         // warps of a team, and teams
+    int pieces, warps;       // of a row, and warps that read one
+    int room;                // rows whose parts there is room for, as many of each team
+    unsigned by_size, by_warps;
+};
+
+// How threads share columns of all rows.
+struct Columns {
+    int lanes;   // vectors of a row that a block has
+    int groups;  // of threads that have them
+    int parts;   // of threads that add a column's sums
+    unsigned by_lanes, by_width;
+};
+
+struct __align__(16) Step {
     int kind;
     int by_input;  // of NEURONS: how the gate lies
     int pairs;     // of ROWS: gate and up
-    int lanes;     // vectors of a row that a block has, by input
+    int join;      // of attention's result, whether shares of its keys are still to be joined
     Feed feed;
     Out out;
+    Own own;  // outputs, of rows
+    Teams teams;
+    Columns columns;
     const void* weights[2];
     const float* scales[2];
     long long stride[2];
@@ -33,29 +69,20 @@ struct Step {
     float act_p;
     int then;
     float then_p;
-    int join, shares;  // shares of each head's keys; whether they are still to be joined
+    int shares;  // of each head's keys
     Attend attend;
     Embed embed;
-};
-static_assert(sizeof(Step) % 16 == 0, "copied in 16 bytes");
-
-// Rows that come through the ring, in the order of the steps.
-struct Pass {
-    const void* weights;
-    long long row_bytes;
-    int rows;
-    int listed;
 };
 
 struct Program {
     const Step* steps;
-    const Pass* passes;
+    const Pass* passes;  // that come through the ring, in the order of the steps
     unsigned long long* arrived;
     const unsigned* positions;
     unsigned* counts;
     int step_count, pass_count, words;
-    int flight, scratch, ring;  // bytes
-    int pad;
+    int flight, scratch, slot_bytes;  // bytes
+    int slots;                        // of the ring
 };
 
 // The group that brings weights needs few registers, and the others take what it leaves.
@@ -77,19 +104,20 @@ __device__ __forceinline__ void meet() { asm volatile("bar.sync 1, %0;" ::"n"(TH
 constexpr int PIECE = 16 * THREADS;  // bytes that the threads copy at once
 constexpr int OWN = 2048;            // outputs of a block
 constexpr int OPEN = 512;            // neurons of a block
-constexpr int ENTRIES = 32;          // rows that have signals of their own
+constexpr int SIGNALS = 64;          // of pieces in the ring, in turn
 
 struct Fixed {
     Step steps[2];
-    unsigned long long full[ENTRIES], empty[ENTRIES], listed, taken;
+    unsigned long long full[SIGNALS], empty[SIGNALS], listed, taken;
     unsigned long long target;  // of the next meeting
     float sums[OWN];
     float gates[OPEN];
     unsigned short open[OPEN];
-    unsigned marks[32];
-    float scratch[32];
-    int places[ENTRIES], lengths[ENTRIES];
+    unsigned marks[3][WARPS];
+    float scratch[2][WARPS];
     int open_count;
+    unsigned pieces, lists;  // that came through the ring; that were made
+    int slot;                // of the next piece
     int position;
     int steps_own, ring;  // where they begin
 };
@@ -97,7 +125,7 @@ struct Fixed {
 // Threads share all of it, and nothing is left to be kept in local memory, which would lie in L2:
 // behind FIXED bytes there are pieces on their way, what the step needs, and the ring.
 extern __shared__ __align__(128) unsigned char shared[];
-constexpr int FIXED = 13 << 10;
+constexpr int FIXED = 14 << 10;
 static_assert(sizeof(Fixed) <= FIXED, "has room");
 
 __device__ __forceinline__ Fixed& fixed() { return *reinterpret_cast<Fixed*>(shared); }
@@ -122,21 +150,20 @@ __device__ __forceinline__ float inlined_curve(int kind, float p, float x) {
     return is_smooth(kind) ? AnyCurve{kind, p}.value(x) : plain_value(kind, p, x);
 }
 
-// Sums over the working threads, in each.
-__device__ __forceinline__ float sum_of_block(float v) {
-    float* scratch = fixed().scratch;
+// Sums over the working threads, in each. Another place until all have met again.
+__device__ __forceinline__ float sum_of_block(float v, int place) {
+    float* scratch = fixed().scratch[place];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     v = warp_sum(v);
     if (lane == 0) scratch[warp] = v;
     meet();
-    v = warp_sum(lane < WARPS ? scratch[lane] : 0.f);
-    meet();
-    return v;
+    return warp_sum(lane < WARPS ? scratch[lane] : 0.f);
 }
 
-// The sum of `n` over the threads in front of this one, and over all.
-__device__ __forceinline__ unsigned sum_before(unsigned n, unsigned& total) {
-    unsigned* scratch = fixed().marks;
+// The sum of `n` over the threads in front of this one, and over all. Another place until all have met
+// again.
+__device__ __forceinline__ unsigned sum_before(unsigned n, unsigned& total, int place) {
+    unsigned* scratch = fixed().marks[place];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     unsigned up_to = n;
 #pragma unroll
@@ -149,7 +176,6 @@ __device__ __forceinline__ unsigned sum_before(unsigned n, unsigned& total) {
     const unsigned of_warp = lane < WARPS ? scratch[lane] : 0;
     const unsigned before = __reduce_add_sync(FULL, lane < warp ? of_warp : 0);
     total = __reduce_add_sync(FULL, of_warp);
-    meet();
     return before + up_to - n;
 }
 

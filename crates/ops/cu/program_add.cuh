@@ -64,13 +64,14 @@ struct Adder {
 template <typename W>
 __device__ __forceinline__ float columns(const Step& s, const Entered& in, int total) {
     constexpr int N = Adder<W>::N;
-    const int t = threadIdx.x, lanes = s.lanes, width = lanes * N;
-    const int group = t / lanes, lane_column = t % lanes * N;
+    const Columns shared_out = s.columns;
+    const int t = threadIdx.x, lanes = shared_out.lanes, width = lanes * N;
+    const int group = divided(t, shared_out.by_lanes), lane_column = (t - group * lanes) * N;
     const int column = blockIdx.x * width + lane_column;
     Adder<W> adder;
 #pragma unroll
     for (int k = 0; k < N; k++) adder.acc[k] = 0.f;
-    adder.groups = THREADS / lanes;
+    adder.groups = shared_out.groups;
     adder.mine = group < adder.groups && column < s.stride[0];
     adder.weights = static_cast<const W*>(s.weights[0]) + column;
     adder.stride = s.stride[0];
@@ -91,11 +92,11 @@ __device__ __forceinline__ float columns(const Step& s, const Entered& in, int t
                 make_float4(adder.acc[k], adder.acc[k + 1], adder.acc[k + 2], adder.acc[k + 3]);
     }
     meet();
-    const int per = max(1, THREADS / width);
-    const int part = t / width, c = t - part * width;
+    const int per = shared_out.parts;
+    const int part = divided(t, shared_out.by_width), c = t - part * width;
     float sum = 0.f;
     if (part < per)
-#pragma unroll 2
+#pragma unroll 8
         for (int g = part; g < adder.groups; g += per) sum += sums[g * width + c];
     if (per == 1) return sum;
     float* parts = fixed().sums;  // [per, width]
@@ -103,6 +104,7 @@ __device__ __forceinline__ float columns(const Step& s, const Entered& in, int t
     meet();
     sum = 0.f;
     if (t < width)
+#pragma unroll 1
         for (int k = 0; k < per; k++) sum += parts[k * width + t];
     return sum;
 }

@@ -60,19 +60,22 @@ __device__ __noinline__ void attend(const Program& p, int step) {
     const auto place = [&](int n, int part_of, int i) {
         return shared + FIXED + ((n % KEYS * 2 + part_of) * NV + i) * PIECE + t * 16;
     };
+    // Each group has a key a round; the token's own is behind the last ones.
+    const int rounds = (span.to - span.from + last + groups - 1) >> (9 - bits);
+    static_assert(THREADS == 1 << 9, "groups of threads");
     const auto bring = [&](int n) {
         const int key = span.from + n * groups + mine;
+        if (n < rounds && key < span.to)
 #pragma unroll
-        for (int i = 0; i < NV; i++) {
-            const int vector = part + i * lanes;
-            if (vector >= vectors || key >= span.to) continue;
-            const long long at = static_cast<long long>(key) * a.padded + vector * N;
-            copy_16(place(n, 0, i), keys + at);
-            copy_16(place(n, 1, i), values + at);
-        }
+            for (int i = 0; i < NV; i++) {
+                const int vector = part + i * lanes;
+                if (vector >= vectors) continue;
+                const long long at = static_cast<long long>(key) * a.padded + vector * N;
+                copy_16(place(n, 0, i), keys + at);
+                copy_16(place(n, 1, i), values + at);
+            }
         asm volatile("cp.async.commit_group;" ::: "memory");
     };
-    const int rounds = (span.to - span.from + groups - 1) / groups;
 #pragma unroll 1
     for (int n = 0; n < KEYS; n++) bring(n);
     const auto copy = [&](float* to, const float* from, int n) {
@@ -90,7 +93,7 @@ __device__ __noinline__ void attend(const Program& p, int step) {
     const auto row_of = [&](int r) { return room.rows[r < here ? r : G + r - here]; };
 #pragma unroll 1
     for (int i = t; i < (here + 2) * (lanes * COLUMNS); i += THREADS) {
-        const int r = i / (lanes * COLUMNS), d = i & (lanes * COLUMNS - 1);
+        const int d = i & (lanes * COLUMNS - 1), r = i / COLUMNS >> bits;
         const int head = r < here ? first_head + r : a.heads + kv_head + (r - here) * a.kv_heads;
         row_of(r)[d] = d < dim ? load(a.qkv + head * dim + d) : 0.f;
     }
@@ -117,8 +120,9 @@ __device__ __noinline__ void attend(const Program& p, int step) {
         meet();
     }
 #pragma unroll 1
-    for (int i = t; i < (here + 1) * a.pairs; i += THREADS) {
-        const int r = i / a.pairs, j = i - r * a.pairs;
+    for (int i = t; i < (here + 1) * (HEAD / 2); i += THREADS) {
+        const int r = i / (HEAD / 2), j = i % (HEAD / 2);
+        if (j >= a.pairs) continue;
         const int x_at = a.interleaved ? 2 * j : j, y_at = a.interleaved ? 2 * j + 1 : j + a.pairs;
         float* const row = row_of(r);
         const float cos = room.angles[j], sin = room.angles[a.pairs + j];
@@ -144,20 +148,19 @@ __device__ __noinline__ void attend(const Program& p, int step) {
 #pragma unroll
         for (int e = 0; e < COLUMNS; e++) acc[g][e] = 0.f;
     }
-    // A key's scores and its value join what was seen; the token's own, behind the others, does so
-    // in one group. Columns behind a head's are zeros.
+    // A key's scores and its value join what was seen. Columns behind a head's are zeros.
 #pragma unroll 1
-    for (int n = 0; n < rounds + last; n++) {
-        const bool cached = n < rounds;
-        const int at = cached ? span.from + n * groups + mine : position;
-        const bool there = cached ? at < span.to : mine == 0;
+    for (int n = 0; n < rounds; n++) {
+        const int at = span.from + n * groups + mine;
+        const bool cached = at < span.to, there = at < span.to + last;
+        if (!__any_sync(FULL, there)) break;
         float key[COLUMNS], value[COLUMNS];
         asm volatile("cp.async.wait_group %0;" ::"n"(KEYS - 1) : "memory");
 #pragma unroll
         for (int i = 0; i < NV; i++) {
             const int vector = part + i * lanes;
             if (cached) {
-                const bool in = there && vector < vectors;
+                const bool in = vector < vectors;
                 const uint4 none{0, 0, 0, 0};
                 const uint4 k = in ? *reinterpret_cast<uint4*>(place(n, 0, i)) : none;
                 const uint4 v = in ? *reinterpret_cast<uint4*>(place(n, 1, i)) : none;

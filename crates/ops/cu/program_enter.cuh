@@ -50,50 +50,77 @@ __device__ __forceinline__ Join join_of(const Step& s, float* factors) {
     return join;
 }
 
-// A thread has EACH neighbours among the inputs, and those again so many times EACH further on.
-// Loops are not unrolled: what a step does once takes as long as its code takes to come.
-constexpr int EACH = 4;
+// Inputs of a thread: fours beside those of its neighbours, two at a time. What a step does beside its
+// weights takes as long as its instructions and the reads of shared memory in all warps.
+constexpr int HALF = 4 * THREADS, BOTH = 2 * HALF;
 
-struct Four {
-    float v[EACH];
+struct Eight {
+    float v[8];
 
-    __device__ __forceinline__ static Four of(const float4 a) { return {{a.x, a.y, a.z, a.w}}; }
-    __device__ __forceinline__ static Four at(const float* p) {
-        return of(*reinterpret_cast<const float4*>(p));
+    // From input i on, or zeros behind the last; the second four are HALF behind the first.
+    __device__ __forceinline__ static Eight at(const float* list, int i, int width) {
+        const float4 none = make_float4(0.f, 0.f, 0.f, 0.f);
+        const float4 a = *reinterpret_cast<const float4*>(list + i);
+        const float4 b =
+            i + HALF < width ? *reinterpret_cast<const float4*>(list + i + HALF) : none;
+        return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
     }
-    // Of a list, or `none` where there is none.
-    __device__ __forceinline__ static Four from(const float* list, int i, float none) {
-        return list ? at(list + i) : of(make_float4(none, none, none, none));
+    __device__ __forceinline__ void put(float* list, int i, int width) const {
+        *reinterpret_cast<float4*>(list + i) = make_float4(v[0], v[1], v[2], v[3]);
+        if (i + HALF < width)
+            *reinterpret_cast<float4*>(list + i + HALF) = make_float4(v[4], v[5], v[6], v[7]);
     }
-    __device__ __forceinline__ void put(float* p) const {
-        *reinterpret_cast<float4*>(p) = make_float4(v[0], v[1], v[2], v[3]);
+    // Where the k-th of those from i on is.
+    __device__ __forceinline__ static int place(int i, int k) { return i + k + (k < 4 ? 0 : HALF - 4); }
+    // How many are not zero, without predicates, which would wait for each other.
+    __device__ __forceinline__ unsigned not_zero(int i, int width) const {
+        unsigned n[2] = {0, 0};
+#pragma unroll
+        for (int k = 0; k < 8; k++) n[k / 4] += min(__float_as_uint(v[k]) << 1, 1u);
+        return n[0] + (i + HALF < width ? n[1] : 0);
     }
 };
 
-// A list that nobody writes, in a place where it is at hand, if there is room: each thread copies
-// what it reads itself.
-__device__ __forceinline__ const float* at_hand(const float* list, int width, int flight, int& used) {
-    const int bytes = (4 * width + 15) / 16 * 16;
-    if (!list || used + bytes > flight) return list;
-    float* const to = at_byte<float>(FIXED + used);
-    used += bytes;
-#pragma unroll 1
-    for (int i = threadIdx.x * EACH; i < width; i += THREADS * EACH) copy_16(to + i, list + i);
-    return to;
-}
+// A list of a step's, which nobody writes: at hand, in shared memory, if there is room.
+struct List {
+    const float* far;  // or null
+    int near;          // its byte, or 0
 
-// An activation of each. Those with an exponential are applied one after the other, through `room`.
-__device__ __forceinline__ void apply(int kind, float p, Four& x, float* room) {
-    if (!is_smooth(kind)) {
-#pragma unroll
-        for (int k = 0; k < EACH; k++) x.v[k] = plain_value(kind, p, x.v[k]);
-        return;
-    }
-    x.put(room);
+    // Each thread copies what it reads itself.
+    __device__ __forceinline__ List(const float* list, int width, int room, int& used) {
+        far = list;
+        near = 0;
+        const int bytes = (4 * width + 15) / 16 * 16;
+        if (!list || used + bytes > room) return;
+        near = FIXED + used;
+        used += bytes;
+        float* const to = at_byte<float>(near);
 #pragma unroll 1
-    for (int k = 0; k < EACH; k++) room[k] = AnyCurve{kind, p}.value(room[k]);
-    x = Four::at(room);
-}
+        for (int i = threadIdx.x * 4; i < width; i += HALF) copy_16(to + i, list + i);
+    }
+    __device__ __forceinline__ bool at_hand() const { return !far || near; }
+    // From input i on, at hand.
+    __device__ __forceinline__ Eight at(int i, int width) const {
+        return Eight::at(at_byte<float>(near), i, width);
+    }
+};
+
+// The activations of `plain_value` with a number below 7, in two instructions: what is below the bound
+// becomes it. NaN stays.
+struct Plain {
+    float shift, bound;
+
+    __device__ __forceinline__ static bool has(int kind) { return kind == 0 || kind == 5 || kind == 6; }
+    __device__ __forceinline__ Plain(int kind, float p) {
+        shift = kind == 6 ? p : 0.f;
+        bound = kind == 0 ? -INFINITY : 0.f;
+    }
+    __device__ __forceinline__ float value(float x) const {
+        float y;
+        asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x - shift), "f"(bound));
+        return y;
+    }
+};
 
 // What enters, in shared memory.
 struct Entered {
@@ -102,108 +129,159 @@ struct Entered {
     unsigned short* rows;  // those that are not zero
 };
 
-// Waits for the step before, and makes what enters; a list where the matrix lies by input. Returns
-// how many are on it. All threads see the result behind the call.
-__device__ __forceinline__ int enter(const Program& p, const Step& s, const Entered& to) {
-    // Shared memory is read again behind every store to it: what loops need is in registers.
-    Feed f = s.feed;
-    const bool listed = s.by_input, counted = f.counts && blockIdx.x == 0;
-    const float* unit = listed ? s.scales[0] : nullptr;
-    const int width = f.width, first = threadIdx.x * EACH, step = THREADS * EACH;
-    float* const values = to.values;
-    // Where shares are joined, their parts have that place.
-    int used = s.join ? p.flight : 0;
-    f.gain = at_hand(f.gain, width, p.flight, used);
-    f.bias = at_hand(f.bias, width, p.flight, used);
-    f.mask = at_hand(f.mask, width, p.flight, used);
-    unit = at_hand(unit, width, p.flight, used);
-    wait_for_all(p);
-    Join join{nullptr, nullptr, 1, 1, 1};
-    if (s.join) join = join_of(s, parts_of_sums());
-    // Each thread waits for its own inputs only.
-    if (join.factors) {
-#pragma unroll 1
-        for (int i = threadIdx.x; i < width; i += THREADS) values[i] = join.value(i);
-        meet();
-    } else {
-#pragma unroll 1
-        for (int i = first; i < width; i += step) copy_16(values + i, f.x + i);
-        asm volatile("cp.async.wait_all;" ::: "memory");
-    }
-    float mean = 0.f, factor = 1.f;
-    if (f.normed) {
+// A step's feed, with its lists.
+struct Entering {
+    Feed f;
+    int used;
+    List gain, bias, mask, unit;  // units are those of rows by input
+    bool listed;
+
+    // Where shares of attention's keys are joined, their parts have the place of lists.
+    __device__ __forceinline__ Entering(const Program& p, const Step& s)
+        : f(s.feed), used(s.join ? p.flight : 0), gain(f.gain, f.width, p.flight, used),
+          bias(f.bias, f.width, p.flight, used), mask(f.mask, f.width, p.flight, used),
+          unit(s.by_input ? s.scales[0] : nullptr, f.width, p.flight, used), listed(s.by_input) {}
+
+    // The mean, where it is taken off, and what the rest is multiplied by.
+    __device__ __forceinline__ void norm(const float* values, float& mean, float& factor) const {
+        const int first = threadIdx.x * 4;
+        const float part = 1.f / f.width;
 #pragma unroll 1
         for (int pass = f.centred ? 0 : 1; pass < 2; pass++) {
             float sum = 0.f;
 #pragma unroll 1
-            for (int i = first; i < width; i += step) {
-                const Four x = Four::at(values + i);
+            for (int i = first; i < f.width; i += BOTH) {
+                const Eight x = Eight::at(values, i, f.width);
+                float sums[2] = {0.f, 0.f};
 #pragma unroll
-                for (int k = 0; k < EACH; k++)
-                    sum += pass ? (x.v[k] - mean) * (x.v[k] - mean) : x.v[k];
+                for (int k = 0; k < 8; k++) {
+                    const float d = k < 4 || i + HALF < f.width ? x.v[k] - mean : 0.f;
+                    sums[k % 2] += pass ? d * d : d;
+                }
+                sum += sums[0] + sums[1];
             }
-            sum = sum_of_block(sum);
+            sum = sum_of_block(sum, pass) * part;
             if (pass)
-                factor = 1.f / sqrtf(sum / width + f.eps);
+                factor = rsqrtf(sum + f.eps);
             else
-                mean = sum / width;
+                mean = sum;
         }
     }
-    unsigned mine = 0, seen = 0;  // on the list, and not zero
-    const bool plain = !f.normed && !f.op && !f.mask && !f.then;
+
+    // Any of it, one value after the other: activations with an exponential take long in any case.
+    __device__ __forceinline__ void apply_any(float* values, float mean, float factor) const {
 #pragma unroll 1
-    for (int i = first; i < width; i += step) {
-        Four x = Four::at(values + i);
-        if (f.normed) {
-            const Four gain = Four::from(f.gain, i, 1.f), bias = Four::from(f.bias, i, 0.f);
-#pragma unroll
-            for (int k = 0; k < EACH; k++)
-                x.v[k] = (x.v[k] - mean) * factor * gain.v[k] + bias.v[k];
-        }
-        if (!plain) {
-            apply(f.op, f.op_p, x, values + i);
-            if (f.mask) {
-                const Four mask = Four::from(f.mask, i, 1.f);
-#pragma unroll
-                for (int k = 0; k < EACH; k++) x.v[k] = mask.v[k] * (fabsf(x.v[k]) + FORCED);
-            }
-            apply(f.then, f.then_p, x, values + i);
-            x.put(values + i);
-        }
-#pragma unroll
-        for (int k = 0; k < EACH; k++) seen += x.v[k] != 0.f;
-        if (unit) {
-            const Four units = Four::from(unit, i, 1.f);
-#pragma unroll
-            for (int k = 0; k < EACH; k++) x.v[k] *= units.v[k];
-            x.put(to.scaled + i);
-#pragma unroll
-            for (int k = 0; k < EACH; k++) mine += x.v[k] != 0.f;
-        }
-    }
-    if (!unit) mine = seen;
-    unsigned total = 0;
-    if (listed) {
-        // Each thread's inputs, thread by thread: always in the same order.
-        unsigned at = sum_before(mine, total);
+        for (int i = threadIdx.x * 4; i < f.width; i += HALF)
 #pragma unroll 1
-        for (int i = first; i < width; i += step) {
-            const Four x = Four::at(to.scaled + i);
+            for (int k = 0; k < 4; k++) {
+                float x = values[i + k];
+                if (f.normed)
+                    x = (x - mean) * factor * (f.gain ? __ldg(f.gain + i + k) : 1.f) +
+                        (f.bias ? __ldg(f.bias + i + k) : 0.f);
+#pragma unroll 1
+                for (int n = 0; n < 2; n++) {
+                    x = inlined_curve(n ? f.then : f.op, n ? f.then_p : f.op_p, x);
+                    if (!n && f.mask) x = __ldg(f.mask + i + k) * (fabsf(x) + FORCED);
+                }
+                values[i + k] = x;
+            }
+    }
+
+    // The step before is done: makes what enters, and the list where there is one. Returns how many
+    // are on it. All threads see the result behind the call.
+    __device__ __forceinline__ int enter(const Step& s, const Entered& to) const {
+        // Shared memory is read again behind every store to it: what loops need is in registers.
+        const int width = f.width, first = threadIdx.x * 4;
+        const bool counted = f.counts && blockIdx.x == 0;
+        float* const values = to.values;
+        Join join{nullptr, nullptr, 1, 1, 1};
+        if (s.join) join = join_of(s, parts_of_sums());
+        // Each thread waits for its own inputs only.
+        if (join.factors) {
+#pragma unroll 1
+            for (int i = threadIdx.x; i < width; i += THREADS) values[i] = join.value(i);
+            meet();
+        } else {
+#pragma unroll 1
+            for (int i = first; i < width; i += HALF) copy_16(values + i, f.x + i);
+            asm volatile("cp.async.wait_all;" ::: "memory");
+        }
+        float mean = 0.f, factor = 1.f;
+        if (f.normed) norm(values, mean, factor);
+        bool normed = f.normed, applied = !normed && !f.op && !f.mask && !f.then;
+        if (!Plain::has(f.op) || !Plain::has(f.then) || !gain.at_hand() || !bias.at_hand() ||
+            !mask.at_hand()) {
+            apply_any(values, mean, factor);
+            normed = false;
+            applied = true;
+        }
+        unsigned mine = 0, seen = 0;  // on the list, and not zero
+        if (listed || counted || !applied) {
+            const Plain op(f.op, f.op_p), then(f.then, f.then_p);
+#pragma unroll 1
+            for (int i = first; i < width; i += BOTH) {
+                Eight x = Eight::at(values, i, width);
+                if (normed) {
 #pragma unroll
-            for (int k = 0; k < EACH; k++) {
-                const bool there = x.v[k] != 0.f;
-                if (there) to.rows[at] = i + k;
-                at += there;
+                    for (int k = 0; k < 8; k++) x.v[k] = (x.v[k] - mean) * factor;
+                    if (gain.far) {
+                        const Eight gains = gain.at(i, width);
+#pragma unroll
+                        for (int k = 0; k < 8; k++) x.v[k] *= gains.v[k];
+                    }
+                    if (bias.far) {
+                        const Eight biases = bias.at(i, width);
+#pragma unroll
+                        for (int k = 0; k < 8; k++) x.v[k] += biases.v[k];
+                    }
+                }
+                if (!applied) {
+#pragma unroll
+                    for (int k = 0; k < 8; k++) x.v[k] = op.value(x.v[k]);
+                    if (mask.far) {
+                        const Eight open = mask.at(i, width);
+#pragma unroll
+                        for (int k = 0; k < 8; k++)
+                            x.v[k] = open.v[k] * (fabsf(x.v[k]) + FORCED);
+                    }
+#pragma unroll
+                    for (int k = 0; k < 8; k++) x.v[k] = then.value(x.v[k]);
+                    x.put(values, i, width);
+                }
+                seen += x.not_zero(i, width);
+                if (unit.far) {
+                    const Eight units = unit.near ? unit.at(i, width) : Eight::at(unit.far, i, width);
+#pragma unroll
+                    for (int k = 0; k < 8; k++) x.v[k] *= units.v[k];
+                    x.put(to.scaled, i, width);
+                    mine += x.not_zero(i, width);
+                }
             }
         }
+        if (!unit.far) mine = seen;
+        unsigned total = 0;
+        if (listed) {
+            // Each thread's inputs, thread by thread: always in the same order.
+            unsigned at = sum_before(mine, total, 0);
+#pragma unroll 1
+            for (int i = first; i < width; i += BOTH) {
+                const Eight x = Eight::at(to.scaled, i, width);
+#pragma unroll
+                for (int k = 0; k < 8; k++) {
+                    const bool there = x.v[k] != 0.f;
+                    if (there) to.rows[at] = Eight::place(i, k);
+                    at += there;
+                }
+            }
+        }
+        if (counted) {
+            unsigned all = total;
+            if (!listed || unit.far) sum_before(seen, all, 1);
+            if (threadIdx.x < 2) f.counts[threadIdx.x] = all;
+        }
+        // Rows of weights are filled up, and so is what they are multiplied by.
+        if (threadIdx.x < (64 - width % 64) % 64) values[width + threadIdx.x] = 0.f;
+        meet();
+        return total;
     }
-    if (counted) {
-        unsigned all;
-        sum_before(seen, all);
-        if (threadIdx.x < 2) f.counts[threadIdx.x] = all;
-    }
-    // Rows of weights are filled up, and so is what they are multiplied by.
-    if (threadIdx.x < (64 - width % 64) % 64) values[width + threadIdx.x] = 0.f;
-    meet();
-    return total;
-}
+};

@@ -1,7 +1,7 @@
 // Rows on their way through shared memory, and their products with a vector.
 //
-// A thread of each block brings the rows of all steps into a ring, as far ahead as there is room: it
-// waits only for that, and for a list where only listed rows are read. Teams of the working warps
+// Some threads of each block bring the rows of all steps into a ring, as far ahead as there is room:
+// they wait only for that, and for a list where only listed rows are read. Teams of the working warps
 // take the rows in turn.
 #pragma once
 
@@ -53,40 +53,51 @@ __device__ __forceinline__ void copy_16(void* to, const void* from) {
                  : "memory");
 }
 
-// How the warps share rows of so many vectors: a team of them has a row, each lane up to HELD
-// inputs, which it keeps for all rows.
-constexpr int HELD = 32;
-
-template <typename W>
-struct Teams {
-    static constexpr int N = 16 / sizeof(W);    // weights of a vector
-    static constexpr int VECTORS = HELD / N;    // of a lane
-    int size, count;
-
-    __device__ __forceinline__ explicit Teams(int vectors) {
-        size = (vectors + 32 * VECTORS - 1) / (32 * VECTORS);
-        count = WARPS / size;
-    }
-};
-
-// Of all rows a block has every so-manieth: blocks read neighbours at the same time.
-__device__ __forceinline__ int own_rows(int rows) {
-    const int blocks = gridDim.x, block = blockIdx.x;
-    return block < rows ? (rows - block - 1) / blocks + 1 : 0;
+// Blocks read neighbours at the same time.
+__device__ __forceinline__ int count_of(const Own& own) {
+    return own.each + (static_cast<int>(blockIdx.x) < own.more);
 }
 __device__ __forceinline__ int own_row(int i) { return i * gridDim.x + blockIdx.x; }
 
-// Rows lie in the ring one after the other, each as long as it is, with a signal when it is there
-// and one when it is free. `lengths` and `places` have those of the last ENTRIES rows, of which
-// fewer are under way: a team of warps may be WARPS rows ahead, and a signal tells apart no more
-// than two rounds.
-__device__ __forceinline__ void bring_rows(const Program& p) {
+// A quotient, of a number below THREADS, by the inverse of the divisor.
+__device__ __forceinline__ int divided(int n, unsigned inverse) { return n * inverse >> 20; }
+
+// Inputs of a row that a lane has, which it keeps for all rows: a team of warps has a row, which comes
+// in pieces of a slot each.
+constexpr int HELD = 32;
+
+// A piece: how many were before, and where in the ring it lies.
+//
+// A signal is that of every SIGNALS-th piece, and tells apart no more than two rounds of its own. Each
+// bringer has every BRINGERS-th piece and the slots of those alone, in order, and does not fill a slot
+// again before it was read: it is one round ahead of the readers of a signal at most. A warp reads
+// every n-th piece, n up to WARPS, and so at least one of each of its bringers in BRINGERS * WARPS
+// pieces, which is no more than a round: it is not ahead of them.
+struct Place {
+    unsigned entry;
+    int slot;
+
+    __device__ __forceinline__ void skip(int n, int slots) {
+        entry += n;
+        for (slot += n; slot >= slots; slot -= slots) {
+        }
+    }
+    __device__ __forceinline__ static void wait(unsigned long long* signals, unsigned entry) {
+        signal_wait(signals + entry % SIGNALS, entry / SIGNALS & 1);
+    }
+};
+
+// What one of BRINGERS threads brings: every so-manieth piece, from its first on.
+__device__ __forceinline__ void bring_rows(const Program& p, int first) {
     Fixed& f = fixed();
     unsigned char* const ring = shared + f.ring;
-    const int size = p.ring;
-    unsigned entry = 0, oldest = 0, lists = 0;
-    int at = 0, used = 0;
-    // The next one is on its way meanwhile.
+    const int slots = p.slots, slot_bytes = p.slot_bytes;
+    Place place{0, 0};
+    place.skip(first, slots);
+    unsigned lists = 0;
+    // Pieces of passes before, of all.
+    unsigned before = 0;
+    // The next pass is on its way meanwhile.
     Pass next = p.passes[0];
 #pragma unroll 1
     for (int n = 0; n < p.pass_count; n++) {
@@ -94,36 +105,27 @@ __device__ __forceinline__ void bring_rows(const Program& p) {
         next = p.passes[min(n + 1, p.pass_count - 1)];
         const unsigned char* weights = static_cast<const unsigned char*>(pass.weights);
         const int bytes = static_cast<int>(pass.row_bytes);
-        int count = own_rows(pass.rows);
+        const int pieces = pass.pieces;
+        int count = count_of(pass.own);
         if (pass.listed) {
             signal_wait(&f.listed, lists & 1);
             lists++;
             count = f.open_count;
         }
+        int i = (place.entry - before) / pieces, piece = (place.entry - before) - i * pieces;
 #pragma unroll 1
-        for (int i = 0; i < count; i++, entry++) {
-            // What does not fit behind the last row lies at the beginning, and takes what is left.
-            const bool wraps = at + bytes > size;
-            int takes = wraps ? bytes + size - at : bytes;
-            while (used + takes > size || entry - oldest == ENTRIES - WARPS) {
-                if (oldest == entry) {
-                    takes = bytes;
-                    break;
-                }
-                signal_wait(f.empty + oldest % ENTRIES, oldest / ENTRIES & 1);
-                used -= f.lengths[oldest % ENTRIES];
-                oldest++;
-            }
-            if (wraps) at = 0;
-            const int slot = entry % ENTRIES;
-            f.lengths[slot] = takes;
-            f.places[slot] = at;
-            used += takes;
-            signal_expect(f.full + slot, bytes);
+        while (i < count) {
             const long long row = pass.listed ? f.open[i] : own_row(i);
-            bring(ring + at, weights + row * pass.row_bytes, bytes, f.full + slot);
-            at += bytes;
+            const int from = piece * slot_bytes, each = min(slot_bytes, bytes - from);
+            // What lay there before has been read.
+            if (place.entry >= slots) Place::wait(f.empty, place.entry - slots);
+            unsigned long long* const full = f.full + place.entry % SIGNALS;
+            signal_expect(full, each);
+            bring(ring + place.slot * slot_bytes, weights + row * pass.row_bytes + from, each, full);
+            place.skip(BRINGERS, slots);
+            for (piece += BRINGERS; piece >= pieces; piece -= pieces) i++;
         }
+        before += count * pieces;
         if (pass.listed) signal_arrive(&f.taken, 1);
     }
 }
@@ -145,57 +147,80 @@ struct Weights {
     }
 };
 
-// Inputs `at..at+N`, or zeros.
+// Inputs `at..at+N`, or zeros, of lanes side by side. Which four a lane takes first differs, so that
+// those that read together read all banks.
 template <int N>
 __device__ __forceinline__ void load_inputs(float (&h)[N], const float* values, int at, bool there) {
+    constexpr int FOURS = N / 4;
+    const int turn = (threadIdx.x & 7) * FOURS / 8;
+    float4 v[FOURS];
 #pragma unroll
-    for (int k = 0; k < N; k += 4) {
-        const float4 v = there ? *reinterpret_cast<const float4*>(values + at + k)
-                               : make_float4(0.f, 0.f, 0.f, 0.f);
-        h[k] = v.x, h[k + 1] = v.y, h[k + 2] = v.z, h[k + 3] = v.w;
+    for (int k = 0; k < FOURS; k++)
+        v[k] = there ? *reinterpret_cast<const float4*>(values + at + (k + turn) % FOURS * 4)
+                     : make_float4(0.f, 0.f, 0.f, 0.f);
+    // v[k] has the four of k + turn: back by as many.
+#pragma unroll
+    for (int bit = 1; bit < FOURS; bit *= 2) {
+        float4 w[FOURS];
+#pragma unroll
+        for (int k = 0; k < FOURS; k++) {
+            const float4 &near = v[k], &far = v[(k + FOURS - bit) % FOURS];
+            const bool far_one = turn & bit;
+            w[k] = make_float4(far_one ? far.x : near.x, far_one ? far.y : near.y,
+                               far_one ? far.z : near.z, far_one ? far.w : near.w);
+        }
+#pragma unroll
+        for (int k = 0; k < FOURS; k++) v[k] = w[k];
     }
+#pragma unroll
+    for (int k = 0; k < FOURS; k++)
+        h[4 * k] = v[k].x, h[4 * k + 1] = v[k].y, h[4 * k + 2] = v[k].z, h[4 * k + 3] = v[k].w;
 }
 
 // The products of the ring's next `count` rows with `values`, which are zeros behind the width, to
 // `to`. All threads see them behind the call.
 template <typename W>
-__device__ __forceinline__ void dots(unsigned& entries, int vectors, const float* values, int count,
-                                     float* to) {
-    constexpr int N = Weights<W>::N, VECTORS = Teams<W>::VECTORS;
+__device__ __forceinline__ void dots(const Program& p, const Teams& teams, int vectors,
+                                     const float* values, int count, float* to) {
+    constexpr int N = Weights<W>::N, VECTORS = HELD / N;  // of a lane
     Fixed& f = fixed();
     float* const all_parts = parts_of_sums();
-    const Teams<W> teams(vectors);
-    const int t = threadIdx.x, lane = t & 31, warp = t >> 5;
-    const int team = warp / teams.size, member = warp - team * teams.size;
-    // This lane's vectors, each 32 behind the one before.
+    const int t = threadIdx.x, lane = t & 31, warp = t >> 5, slots = p.slots;
+    const int size = teams.size, team_count = teams.count, pieces = teams.pieces;
+    const int team = divided(warp, teams.by_size), member = warp - team * size;
+    // This lane's vectors, each 32 behind the one before; it reads one piece of a row.
     const int first = member * (32 * VECTORS) + lane;
     float h[VECTORS][N];
 #pragma unroll
     for (int v = 0; v < VECTORS; v++)
         load_inputs<N>(h[v], values, (first + 32 * v) * N, first + 32 * v < vectors);
+    const int piece = divided(member, teams.by_warps), reader = member - piece * teams.warps;
     // Behind a row's end it reads the row's last, times zeros.
     int offsets[VECTORS];
 #pragma unroll
-    for (int v = 0; v < VECTORS; v++) offsets[v] = min(first + 32 * v, vectors - 1) * 16;
+    for (int v = 0; v < VECTORS; v++)
+        offsets[v] = min(first + 32 * v, vectors - 1) * 16 - piece * p.slot_bytes;
+    const int readers = min(teams.warps, size - piece * teams.warps);
+    const unsigned arrivals = reader == 0 ? WARPS - readers + 1 : 1;
     const unsigned char* const ring = shared + f.ring;
-    // Rows whose parts there is room for.
-    const int room = min(count, PARTS / teams.size / WARPS * WARPS);
-    const unsigned arrivals = member == 0 ? WARPS - teams.size + 1 : 1;
+    Place at{f.pieces, f.slot};
+    at.skip(team * pieces + piece, slots);
+    const int room = min(count, teams.room);
 #pragma unroll 1
     for (int begin = 0; begin < count; begin += room) {
         const int end = min(count, begin + room);
-        if (team < teams.count)
+        if (team < team_count)
 #pragma unroll 1
-            for (int i = begin + team; i < end; i += teams.count) {
-                const unsigned entry = entries + i, slot = entry % ENTRIES;
-                signal_wait(f.full + slot, entry / ENTRIES & 1);
-                const unsigned char* const from = ring + f.places[slot];
+            for (int i = begin + team; i < end; i += team_count) {
+                Place::wait(f.full, at.entry);
+                const unsigned char* const from = ring + at.slot * p.slot_bytes;
                 float sums[VECTORS];
 #pragma unroll
                 for (int v = 0; v < VECTORS; v++)
                     sums[v] = Weights<W>(from + offsets[v]).times(h[v], 0.f);
                 __syncwarp();
-                if (lane == 0) signal_arrive(f.empty + slot, arrivals);
+                if (lane == 0) signal_arrive(f.empty + at.entry % SIGNALS, arrivals);
+                at.skip(team_count * pieces, slots);
 #pragma unroll
                 for (int v = 1; v < VECTORS; v++) sums[0] += sums[v];
                 const float sum = warp_sum(sums[0]);
@@ -205,10 +230,15 @@ __device__ __forceinline__ void dots(unsigned& entries, int vectors, const float
         for (int row = t; row < end - begin; row += THREADS) {
             float sum = 0.f;
 #pragma unroll 1
-            for (int k = 0; k < teams.size; k++) sum += all_parts[k * room + row];
+            for (int k = 0; k < size; k++) sum += all_parts[k * room + row];
             to[begin + row] = sum;
+        }
+        if (t == 0 && end == count) {
+            Place behind{f.pieces, f.slot};
+            behind.skip(count * pieces, slots);
+            f.pieces = behind.entry;
+            f.slot = behind.slot;
         }
         meet();
     }
-    entries += count;
 }

@@ -26,7 +26,11 @@ const HELD: usize = 32;
 const OWN: usize = 2048;
 const OPEN: usize = 512;
 /// `Fixed`, and a little more.
-const FIXED: usize = 13 << 10;
+const FIXED: usize = 14 << 10;
+/// Slots of the ring and their bytes, at most, and warps of which a thread fills them.
+const SLOTS: usize = 32;
+const SLOT: usize = 8 << 10;
+const BRINGERS: usize = 4;
 /// Pieces of rows on their way.
 const PIECE: usize = 16 * THREADS;
 const FLIGHT: usize = 8 * PIECE;
@@ -42,16 +46,68 @@ const ROWS: i32 = 2;
 const NEURONS: i32 = 3;
 const ATTEND: i32 = 4;
 
-/// `Step` of `cu/program.cuh`.
+/// `Own` of `cu/program.cuh`.
 #[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Own {
+    each: i32,
+    more: i32,
+}
+
+/// `Pass` of `cu/program.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Pass {
+    weights: u64,
+    row_bytes: i64,
+    own: Own,
+    pieces: i32,
+    listed: i32,
+}
+
+/// `Teams` of `cu/program.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Teams {
+    size: i32,
+    count: i32,
+    pieces: i32,
+    warps: i32,
+    room: i32,
+    by_size: u32,
+    by_warps: u32,
+}
+
+/// `Columns` of `cu/program.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Columns {
+    lanes: i32,
+    groups: i32,
+    parts: i32,
+    by_lanes: u32,
+    by_width: u32,
+}
+
+/// What a number below [`THREADS`] is multiplied by instead of a division: see `divided` of
+/// `cu/program_ring.cuh`.
+fn inverse(divisor: usize) -> u32 {
+    (1usize << 20).div_ceil(divisor) as u32
+}
+
+/// `Step` of `cu/program.cuh`: copied in 16 bytes at a time.
+#[repr(C, align(16))]
 #[derive(Clone, Copy, Default)]
 struct Step {
     kind: i32,
     by_input: i32,
     pairs: i32,
-    lanes: i32,
+    join: i32,
     feed: Feed,
     out: Out,
+    own: Own,
+    teams: Teams,
+    columns: Columns,
     weights: [u64; 2],
     scales: [u64; 2],
     stride: [i64; 2],
@@ -62,20 +118,9 @@ struct Step {
     act_p: f32,
     then: i32,
     then_p: f32,
-    join: i32,
     shares: i32,
     attend: Attend,
     embed: Embed,
-}
-
-/// `Pass` of `cu/program.cuh`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Pass {
-    weights: u64,
-    row_bytes: i64,
-    rows: i32,
-    listed: i32,
 }
 
 /// `Program` of `cu/program.cuh`.
@@ -92,8 +137,8 @@ struct Launch {
     words: i32,
     flight: i32,
     scratch: i32,
-    ring: i32,
-    pad: i32,
+    slot_bytes: i32,
+    slots: i32,
 }
 
 /// One sequence's token as one kernel. It reads and writes what its operations name, which must
@@ -142,22 +187,18 @@ impl Program {
         for each in work {
             recorder.record(each)?;
         }
-        let Recorder { steps, passes, scratch, mut fits, .. } = recorder;
+        let Recorder { mut steps, mut passes, scratch, mut fits, .. } = recorder;
         let scratch = scratch.next_multiple_of(128);
         // Where nothing is read by input only sums have parts there.
         let by_input = steps.iter().any(|step| step.by_input != 0);
         let flight = if by_input { FLIGHT } else { 4 * PARTS };
         let fixed = FIXED + flight + scratch;
-        let ring = gpu.shared_memory(OP)?.saturating_sub(fixed) / 128 * 128;
-        // One row is on its way while another is read.
-        let widest = passes.iter().map(|pass| pass.row_bytes as usize).max().unwrap_or(0);
-        fits &= ring >= 2 * widest;
-        // Where everything is read, int8 rows come faster through kernels of their own.
-        fits &= by_input || format != Format::Int8;
+        let ring = Ring::new(&passes, format, gpu.shared_memory(OP)?.saturating_sub(fixed));
         fits &= work.first().is_some_and(|first| matches!(first, Work::Embed(_)));
-        if !fits {
+        if !fits || ring.slots < BRINGERS {
             return Ok(None);
         }
+        ring.share_out(&mut steps, &mut passes);
         let arrived = gpu.scratch(8, OP)?;
         gpu.zero(arrived.ptr, 8, OP)?;
         let there = |bytes: usize| gpu.scratch(bytes, OP);
@@ -176,10 +217,11 @@ impl Program {
             words: counts.len() as i32,
             flight: flight as i32,
             scratch: scratch as i32,
-            ring: ring as i32,
-            pad: 0,
+            slot_bytes: ring.slot as i32,
+            slots: ring.slots as i32,
         };
-        let grid = Grid::new(gpu.processors as usize, THREADS as u32 + 128).shared(fixed + ring);
+        let grid =
+            Grid::new(gpu.processors as usize, THREADS as u32 + 128).shared(fixed + ring.bytes());
         let name = format!("program_{}", format.name());
         Ok(Some(Program { gpu, launch, name, grid, _kept: [on_steps, on_passes, arrived] }))
     }
@@ -190,6 +232,67 @@ impl Program {
     /// An error of the GPU.
     pub fn queue(&self) -> Result<()> {
         queue_together(&self.gpu, OP, (&MODULE, &self.name), self.grid, &self.launch)
+    }
+}
+
+/// Where rows wait for their turn: so many slots of so many bytes.
+struct Ring {
+    slots: usize,
+    slot: usize,
+    /// Bytes of a row that a warp reads.
+    warp: usize,
+}
+
+impl Ring {
+    /// The ring of most bytes that this memory has room for. The shortest rows fill their slots, whole
+    /// or in pieces; longer ones come in more of them.
+    fn new(passes: &[Pass], format: Format, free: usize) -> Ring {
+        let warp = 32 * HELD * format.bytes();
+        let shortest = passes.iter().map(|pass| pass.row_bytes as usize).min().unwrap_or(warp);
+        let of_pieces = |pieces: usize| {
+            let slot = shortest.div_ceil(pieces).next_multiple_of(warp);
+            Ring { slots: (free / slot).min(SLOTS) / BRINGERS * BRINGERS, slot, warp }
+        };
+        let pieces = shortest.div_ceil(SLOT);
+        let (whole, halves) = (of_pieces(pieces), of_pieces(2 * pieces));
+        if halves.bytes() > whole.bytes() { halves } else { whole }
+    }
+
+    fn bytes(&self) -> usize {
+        self.slots * self.slot
+    }
+
+    /// How rows come through the ring.
+    fn share_out(&self, steps: &mut [Step], passes: &mut [Pass]) {
+        for pass in passes.iter_mut() {
+            pass.pieces = (pass.row_bytes as usize).div_ceil(self.slot) as i32;
+        }
+        let mut passes = passes.iter();
+        for step in steps {
+            let rows = match step.kind {
+                ROWS => 1 + step.pairs,
+                NEURONS => 2 - step.by_input,
+                _ => 0,
+            };
+            // Those of one step are alike.
+            if let Some(pass) = passes.by_ref().take(rows as usize).last() {
+                step.teams = self.teams(pass);
+            }
+        }
+    }
+
+    fn teams(&self, pass: &Pass) -> Teams {
+        let size = (pass.row_bytes as usize).div_ceil(self.warp);
+        let (count, warps) = (WARPS / size, (self.slot / self.warp).min(size));
+        Teams {
+            size: size as i32,
+            count: count as i32,
+            pieces: pass.pieces,
+            warps: warps as i32,
+            room: (PARTS / size / count * count) as i32,
+            by_size: inverse(size),
+            by_warps: inverse(warps),
+        }
     }
 }
 
@@ -309,7 +412,14 @@ impl Recorder<'_> {
         let vectors = (step.out.outputs as usize).div_ceil(vector(self.format));
         let lanes = vectors.div_ceil(self.blocks);
         self.fits &= lanes * vector(self.format) <= THREADS;
-        step.lanes = lanes as i32;
+        let (groups, width) = (THREADS / lanes, lanes * vector(self.format));
+        step.columns = Columns {
+            lanes: lanes as i32,
+            groups: groups as i32,
+            parts: (groups / 32).clamp(1, (THREADS / width).max(1)) as i32,
+            by_lanes: inverse(lanes),
+            by_width: inverse(width),
+        };
     }
 
     fn add(&mut self, step: &mut Step, inputs: usize) {
@@ -326,6 +436,7 @@ impl Recorder<'_> {
             self.pass(matrix, false);
             self.scratch = self.scratch.max(4 * matrix.stride());
         }
+        step.own = self.own(step.out.outputs as usize);
         let own = (step.out.outputs as usize).div_ceil(self.blocks);
         self.fits &= matrices.len() * own <= OWN;
     }
@@ -355,6 +466,7 @@ impl Recorder<'_> {
             }
             false => {
                 self.pass(gate, false);
+                step.own = self.own(ffn);
                 self.fits &= ffn.div_ceil(self.blocks) <= OPEN;
                 0
             }
@@ -364,12 +476,17 @@ impl Recorder<'_> {
         Ok(())
     }
 
+    fn own(&self, rows: usize) -> Own {
+        Own { each: (rows / self.blocks) as i32, more: (rows % self.blocks) as i32 }
+    }
+
     fn pass(&mut self, matrix: &GpuMatrix, listed: bool) {
         self.fits &= matrix.stride() <= 32 * WARPS * HELD;
         self.passes.push(Pass {
             weights: matrix.data(),
             row_bytes: (matrix.stride() * self.format.bytes()) as i64,
-            rows: matrix.rows() as i32,
+            own: self.own(matrix.rows()),
+            pieces: 0,
             listed: i32::from(listed),
         });
     }
