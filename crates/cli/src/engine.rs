@@ -76,7 +76,7 @@ impl Engine for Box<dyn Sequence> {
 pub struct EngineArgs {
     #[command(flatten)]
     compute: Compute,
-    /// sparse skips zeros exactly; auto takes it for models that have zeros.
+    /// sparse skips zeros exactly; auto takes it for models that have zeros, on a GPU if it is faster.
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     engine: Choice,
     /// How the sparse engine stores weights: f32, f16 (the default on the CPU), bf16 (on a GPU) or
@@ -155,7 +155,7 @@ impl EngineArgs {
         };
         let format = self.format.unwrap_or(usual);
         let options = Options { format, ..Options::default() };
-        Ok(Box::new(relufy_sparse::sequence(decoder, &options)?))
+        Ok(Box::new(relufy_sparse::sequence(decoder, &options, self.engine == Choice::Auto)?))
     }
 }
 

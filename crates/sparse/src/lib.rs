@@ -49,7 +49,7 @@ mod weights;
 pub use cache::{Opened, PackedCache, PackedEntry, PackedState};
 pub use counts::{Counts, Work};
 #[cfg(feature = "cuda")]
-pub use cuda::{GpuEngine, GpuSession};
+pub use cuda::{GpuEngine, GpuSession, Reads};
 pub use engine::{Calibrated, Engine, Options};
 pub use error::{Error, Result};
 pub use format::Format;

@@ -52,14 +52,20 @@ impl Sequence for Session {
     }
 }
 
-/// An empty sequence of a decoder, on the device where the decoder lies.
+/// An empty sequence of a decoder, on the device where the decoder lies. A GPU may read all weights
+/// instead of skipping some, where `fastest` and that is faster, as in a small model.
 ///
 /// # Errors
-/// As [`Engine::new`] and [`Session::new`], or `GpuEngine::new` and `GpuSession::new`.
-pub fn sequence(decoder: Decoder, options: &Options) -> Result<Box<dyn Sequence>> {
+/// As [`Engine::new`] and [`Session::new`], or `GpuEngine::fastest` and `GpuSession::new`.
+pub fn sequence(decoder: Decoder, options: &Options, fastest: bool) -> Result<Box<dyn Sequence>> {
+    #[cfg(not(feature = "cuda"))]
+    let _ = fastest;
     #[cfg(feature = "cuda")]
     if decoder.device().is_cuda() {
-        let engine = crate::GpuEngine::new(decoder, options)?;
+        let engine = match fastest {
+            true => crate::GpuEngine::fastest(decoder, options, 1)?,
+            false => crate::GpuEngine::new(decoder, options)?,
+        };
         return Ok(Box::new(crate::GpuSession::new(&engine, 1)?));
     }
     Ok(Box::new(Session::new(&Engine::new(&decoder, options)?)?))

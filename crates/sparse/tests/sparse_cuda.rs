@@ -32,7 +32,7 @@ mod gpu {
     use libtest_mimic::{Failed, Trial};
     use relufy_model::{Checkpoint, Decoder, Init, Params, generate};
     use relufy_ops::buffer::{to_host, write_from_host};
-    use relufy_sparse::{Engine, Error, Format, GpuEngine, GpuSession, Options, Session};
+    use relufy_sparse::{Engine, Error, Format, GpuEngine, GpuSession, Options, Reads, Session};
     use relufy_spec::{Activation, DecoderSpec, Position, ReluPlan, Stage};
     use serde_json::json;
 
@@ -52,7 +52,7 @@ mod gpu {
             eprintln!("ignored: {why}");
         }
         let gpu = gpu.ok();
-        let tests: [(&str, Test); 8] = [
+        let tests: [(&str, Test); 9] = [
             ("f32_logits", f32_logits),
             ("greedy_text", greedy_text),
             ("prompts", prompts),
@@ -61,6 +61,7 @@ mod gpu {
             ("batches", batches),
             ("ragged_prompts", ragged_prompts),
             ("smaller_formats", smaller_formats),
+            ("everything_read", everything_read),
         ];
         let mut trials = Vec::new();
         for (name, spec) in all() {
@@ -69,11 +70,12 @@ mod gpu {
                 trials.push(trial(name, &gpu, move |gpu| run(&spec, gpu)));
             }
         }
-        let more: [(&str, Single); 5] = [
+        let more: [(&str, Single); 6] = [
             ("long_prompts", long_prompts),
             ("wide_rows", wide_rows),
             ("long_contexts", long_contexts),
             ("refused", refused),
+            ("fastest", fastest),
             ("random_weights", random_weights),
         ];
         for (name, run) in more {
@@ -134,6 +136,35 @@ mod gpu {
         for mut session in [as_one, by_kernels] {
             let apart = worst(&mut session, &ids, &expected);
             assert!(apart < 1e-5, "{apart:e}");
+        }
+    }
+
+    /// The same model without skipping.
+    fn everything_read(spec: &DecoderSpec, gpu: &Device) {
+        let (ids, decoder) = (prompt(), decoder(spec.clone()));
+        let expected = dense_logits(&decoder, &ids);
+        let there = on(gpu, &decoder, DType::F32);
+        let engine = GpuEngine::reading(there, &options(Format::F32), Reads::All).unwrap();
+        assert_eq!(engine.reads(), Reads::All);
+        let mut session = GpuSession::new(&engine, 1).unwrap();
+        let apart = worst(&mut session, &ids, &expected);
+        assert!(apart < 1e-5, "{apart:e}");
+    }
+
+    /// Which way it is depends on the GPU; what is computed does not.
+    fn fastest(gpu: &Device) {
+        let decoder = decoder(spec(&configs()[0].1, Stage::Two));
+        let ids = prompt();
+        let expected = dense_logits(&decoder, &ids);
+        for batch in [1, 4] {
+            let there = on(gpu, &decoder, DType::F32);
+            let engine = GpuEngine::fastest(there, &options(Format::F32), batch).unwrap();
+            let mut session = GpuSession::new(&engine, batch).unwrap();
+            let logits = session.prefill(&vec![&ids[..]; batch]).unwrap();
+            for row in logits.chunks(decoder.spec().vocab) {
+                let apart = distance(row, &expected[ids.len() - 1]);
+                assert!(apart < 1e-5, "{batch}: {apart:e}");
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use relufy_ops::decode::{Format as Stored, GpuMatrix, Norm};
 use relufy_ops::rope::RopeTable;
 use relufy_spec::{DecoderSpec, Position};
 
+use super::choice::Reads;
 use super::layer::{Layer, Linear};
 use super::weights::{Part, Weights};
 use crate::{Error, Format, Options, Result};
@@ -27,6 +28,7 @@ pub struct GpuEngine {
 pub(crate) struct Packed {
     pub spec: DecoderSpec,
     pub format: Format,
+    pub reads: Reads,
     pub context: usize,
     pub device: Device,
     /// The embedding, where the head's rows do not serve.
@@ -47,12 +49,20 @@ impl GpuEngine {
     /// # Errors
     /// A decoder that is not on a GPU; [`Format::F16`], which has no kernels there; no memory.
     pub fn new(decoder: Decoder, options: &Options) -> Result<GpuEngine> {
+        GpuEngine::reading(decoder, options, Reads::Needed)
+    }
+
+    /// The same, with a choice of what is read.
+    ///
+    /// # Errors
+    /// As [`GpuEngine::new`].
+    pub fn reading(decoder: Decoder, options: &Options, reads: Reads) -> Result<GpuEngine> {
         let device = decoder.device().clone();
         if !device.is_cuda() {
             return Err(Error::Decoder("it is not on a GPU".to_owned()));
         }
         let weights = Weights::Params(decoder.params(), &device);
-        let packed = Packed::new(decoder.spec(), &weights, options)?;
+        let packed = Packed::new(decoder.spec(), &weights, options, reads)?;
         Ok(GpuEngine { packed: Arc::new(Packed { decoder: Some(decoder), ..packed }) })
     }
 
@@ -67,7 +77,7 @@ impl GpuEngine {
         device: &Device,
         seed: u64,
     ) -> Result<GpuEngine> {
-        let packed = Packed::new(spec, &Weights::Random(seed, device), options)?;
+        let packed = Packed::new(spec, &Weights::Random(seed, device), options, Reads::Needed)?;
         Ok(GpuEngine { packed: Arc::new(packed) })
     }
 
@@ -79,6 +89,11 @@ impl GpuEngine {
     /// How its weights are stored.
     pub fn format(&self) -> Format {
         self.packed.format
+    }
+
+    /// Which rows it reads.
+    pub fn reads(&self) -> Reads {
+        self.packed.reads
     }
 
     /// Where they are.
@@ -102,7 +117,12 @@ impl GpuEngine {
 }
 
 impl Packed {
-    fn new(spec: &DecoderSpec, weights: &Weights<'_>, options: &Options) -> Result<Packed> {
+    fn new(
+        spec: &DecoderSpec,
+        weights: &Weights<'_>,
+        options: &Options,
+        reads: Reads,
+    ) -> Result<Packed> {
         let format = stored(options.format)?;
         let context = match options.context {
             0 => spec.max_positions,
@@ -133,7 +153,7 @@ impl Packed {
             _ => None,
         };
         let layers = (0..spec.layers.len())
-            .map(|n| Layer::pack(spec, n, weights, rope.as_ref(), format))
+            .map(|n| Layer::pack(spec, n, weights, rope.as_ref(), (format, reads)))
             .collect::<Result<_>>()?;
         let norm_ids = (ParamId::FinalNorm, Some(ParamId::FinalNormBias));
         let final_norm = weights.norm(norm_plan(&spec.final_norm), norm_ids, hidden)?;
@@ -143,6 +163,7 @@ impl Packed {
         Ok(Packed {
             spec: spec.clone(),
             format: options.format,
+            reads,
             context,
             device: weights.device().clone(),
             embed,

@@ -8,6 +8,7 @@ use relufy_ops::pointwise::Pointwise;
 use relufy_ops::rope::{RopePairs, RopeTable};
 use relufy_spec::DecoderSpec;
 
+use super::choice::Reads;
 use super::weights::{Part, Weights};
 use crate::Result;
 
@@ -65,7 +66,7 @@ impl Layer {
         n: usize,
         weights: &Weights<'_>,
         rope: Option<&(RopeTable, RopePairs)>,
-        format: Format,
+        (format, reads): (Format, Reads),
     ) -> Result<Layer> {
         let layer = &spec.layers[n];
         let plan = LayerPlan::new(layer, &spec.position);
@@ -87,7 +88,7 @@ impl Layer {
         let linear = |matrix, bias, (outputs, inputs), op| {
             let part = Part { id: id(matrix), rows: 0..outputs, inputs };
             let bias = weights.vector(id(bias), 0..outputs)?;
-            Linear::pack(weights, part, bias, op != Pointwise::Identity, format)
+            Linear::pack(weights, part, bias, skips(op, reads), format)
         };
         use LayerParam::{AttnNorm, AttnNormBias, O, OBias, Qkv, QkvBias};
         let width = plan.q_width + 2 * plan.kv_width;
@@ -97,7 +98,7 @@ impl Layer {
             attention,
             qkv: linear(Qkv, QkvBias, (width, hidden), plan.qkv_in)?,
             o: linear(O, OBias, (hidden, plan.q_width), plan.o_in)?,
-            mlp: Mlp::pack(&plan, n, hidden, weights, format)?,
+            mlp: Mlp::pack(&plan, n, hidden, weights, (format, reads))?,
             plan,
         })
     }
@@ -120,7 +121,7 @@ impl Mlp {
         n: usize,
         hidden: usize,
         weights: &Weights<'_>,
-        format: Format,
+        (format, reads): (Format, Reads),
     ) -> Result<Mlp> {
         let (id, ffn) = (|param| ParamId::Layer(n, param), plan.ffn);
         let (up_id, down_id) = (id(LayerParam::Up), id(LayerParam::Down));
@@ -128,10 +129,10 @@ impl Mlp {
         // What says which neurons are active: the gate, or `up` where there is none.
         let first = {
             let part = Part { id: up_id, rows: 0..ffn, inputs: hidden };
-            let by_input = plan.up_in != Pointwise::Identity;
-            Linear::pack(weights, part, bias(0..ffn)?, by_input, format)?
+            Linear::pack(weights, part, bias(0..ffn)?, skips(plan.up_in, reads), format)?
         };
-        let zeros = is_sparse(plan.activation) || plan.down_in != Pointwise::Identity;
+        let zeros = reads == Reads::Needed
+            && (is_sparse(plan.activation) || plan.down_in != Pointwise::Identity);
         let down = {
             let part = Part { id: down_id, rows: 0..hidden, inputs: ffn };
             let bias = weights.vector(id(LayerParam::DownBias), 0..hidden)?;
@@ -148,6 +149,11 @@ impl Mlp {
             false => Mlp::Whole { gate, up, up_bias, down },
         })
     }
+}
+
+/// Whether rows of inputs behind an operation are skipped.
+fn skips(op: Pointwise, reads: Reads) -> bool {
+    reads == Reads::Needed && op != Pointwise::Identity
 }
 
 /// Whether an activation is zero for inputs of some range.

@@ -5,11 +5,11 @@
 //! of several one graph of kernels ([`relufy_ops::decode`]): what is not zero is found on the GPU,
 //! and the host sees no more than the logits.
 //!
-//! Sequences side by side read the union of their rows, each once. A row is read in the same layout
-//! whether some or all are listed, so a batch that needs nearly everything costs what a dense one
-//! does, and there is nothing to switch to; more than 8 sequences are for the tensor cores of the
-//! dense decoder.
+//! Sequences side by side read the union of their rows, each once. Where that is nearly everything,
+//! reading all of it is faster: [`GpuEngine::fastest`] finds out. More than 8 sequences are for the
+//! tensor cores of the dense decoder.
 
+mod choice;
 mod counts;
 mod engine;
 mod layer;
@@ -19,6 +19,7 @@ mod session;
 mod walk;
 mod weights;
 
+pub use choice::Reads;
 pub use engine::GpuEngine;
 pub(crate) use room::Masks;
 pub use session::GpuSession;
