@@ -62,12 +62,9 @@ impl Sessions {
         Ok(())
     }
 
-    /// The logits `[vocab]` after the last token of sequence `n`.
-    ///
-    /// # Panics
-    /// No such sequence.
-    pub fn logits(&self, n: usize) -> &[f32] {
-        self.each[n].logits()
+    /// The logits `[vocab]` after the last token of each sequence.
+    pub fn logits(&self) -> impl ExactSizeIterator<Item = &[f32]> {
+        self.each.iter().map(Session::logits)
     }
 
     /// Forgets all but the first `len` tokens of each sequence.

@@ -49,8 +49,10 @@ fn side_by_side(engine: &Engine, batch: usize, bound: f32, what: &str) {
         let tokens: Vec<u32> = expected.iter().map(|(tokens, ..)| tokens[step]).collect();
         sessions.step(&tokens).unwrap();
         let (mut single, counts) = (Counts::default(), sessions.counts());
-        for (n, (tokens, logits, each)) in expected.iter().enumerate() {
-            let found = sessions.logits(n);
+        assert_eq!(sessions.logits().len(), expected.len());
+        for (n, ((tokens, logits, each), found)) in
+            expected.iter().zip(sessions.logits()).enumerate()
+        {
             if bound == 0.0 {
                 assert!(found == logits[step], "{what}: sequence {n}, step {step}");
                 assert_eq!(argmax(found), tokens[step + 1]);

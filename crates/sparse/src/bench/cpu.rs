@@ -93,7 +93,8 @@ impl Timed for Timer {
                 let start = Instant::now();
                 sessions.step(&[next.token])?;
                 let seconds = start.elapsed().as_secs_f64();
-                self.surprise = Some(surprise(sessions.logits(0), next.follows));
+                self.surprise =
+                    sessions.logits().next().map(|logits| surprise(logits, next.follows));
                 Ok(seconds)
             }
         }
