@@ -5,7 +5,7 @@ use std::time::Instant;
 use relufy_spec::flops::SiteDensities;
 
 use super::Timed;
-use super::text::{Cursor, Text, surprise};
+use super::text::{Cursor, Text, mean_surprise};
 use crate::force::Forced;
 use crate::{Counts, Engine, Result, Sessions};
 
@@ -20,7 +20,8 @@ pub struct Timer {
 enum Feed {
     /// The same one, always after so many positions.
     Again(usize),
-    Text(Cursor),
+    /// A text, each sequence in another part of it.
+    Text(Vec<Cursor>),
 }
 
 impl Timer {
@@ -56,13 +57,13 @@ impl Timer {
         Ok(Timer { sessions, feed: Feed::Again(context), surprise: None })
     }
 
-    /// Reads a text with the zeros that the model has.
+    /// Reads a text with the zeros that the model has, in several sequences side by side.
     ///
     /// # Errors
     /// No memory for keys and values.
-    pub fn reading(engine: &Engine, text: Text) -> Result<Timer> {
-        let feed = Feed::Text(Cursor::new(text));
-        Ok(Timer { sessions: Sessions::new(engine, 1)?, feed, surprise: None })
+    pub fn reading(engine: &Engine, text: &Text, batch: usize) -> Result<Timer> {
+        let feed = Feed::Text(Cursor::side_by_side(text, batch));
+        Ok(Timer { sessions: Sessions::new(engine, batch)?, feed, surprise: None })
     }
 }
 
@@ -82,19 +83,23 @@ impl Timed for Timer {
                 sessions.step(&tokens)?;
                 Ok(start.elapsed().as_secs_f64())
             }
-            Feed::Text(cursor) => {
-                let next = cursor.advance();
-                if let Some(first) = next.begin {
-                    sessions.truncate(0);
-                    if !first.is_empty() {
-                        sessions.prefill(&[first])?;
+            Feed::Text(cursors) => {
+                let (mut tokens, mut follows) = (Vec::new(), Vec::new());
+                for (cursor, session) in cursors.iter_mut().zip(&mut sessions.each) {
+                    let next = cursor.advance();
+                    if let Some(first) = next.begin {
+                        session.truncate(0);
+                        if !first.is_empty() {
+                            session.prefill(first)?;
+                        }
                     }
+                    tokens.push(next.token);
+                    follows.push(next.follows);
                 }
                 let start = Instant::now();
-                sessions.step(&[next.token])?;
+                sessions.step(&tokens)?;
                 let seconds = start.elapsed().as_secs_f64();
-                self.surprise =
-                    sessions.logits().next().map(|logits| surprise(logits, next.follows));
+                self.surprise = mean_surprise(sessions.logits(), &follows);
                 Ok(seconds)
             }
         }
@@ -121,6 +126,7 @@ impl Timed for Timer {
 pub(super) mod tests {
     use relufy_spec::{DecoderSpec, ReluPlan, Stage, family};
 
+    use super::super::text::surprise;
     use super::*;
     use crate::bench::nothing_skipped;
     use crate::{Format, Options, Session};
@@ -193,7 +199,8 @@ pub(super) mod tests {
     fn a_text_is_read_from_each_documents_beginning() {
         let engine = engine(&small(Stage::Two), Format::F32);
         let documents = vec![vec![1, 2, 3, 4], vec![5, 6, 7]];
-        let mut timer = Timer::reading(&engine, Text::new(documents.clone(), 1).unwrap()).unwrap();
+        let text = Text::new(documents.clone(), 1).unwrap();
+        let mut timer = Timer::reading(&engine, &text, 1).unwrap();
         let mut session = Session::new(&engine).unwrap();
         for document in documents.iter().chain(&documents) {
             session.truncate(0);
@@ -203,6 +210,27 @@ pub(super) mod tests {
                 let expected = surprise(session.step(pair[0]).unwrap(), pair[1]);
                 assert_eq!(timer.surprise(), Some(expected));
             }
+        }
+    }
+
+    #[test]
+    fn sequences_read_documents_of_their_own() {
+        let engine = engine(&small(Stage::Two), Format::F32);
+        let documents = [vec![1, 2, 3, 4], vec![5, 6, 7, 8]];
+        let alone = |document: &Vec<u32>| {
+            let text = Text::new(vec![document.clone()], 1).unwrap();
+            Timer::reading(&engine, &text, 1).unwrap()
+        };
+        let mut each = documents.each_ref().map(alone);
+        let text = Text::new(documents.to_vec(), 1).unwrap();
+        let mut both = Timer::reading(&engine, &text, 2).unwrap();
+        // The second round reads the other document.
+        for step in 0..4 {
+            both.step().unwrap();
+            each.iter_mut().for_each(|timer| assert!(timer.step().unwrap() > 0.0));
+            let mean = each.iter().map(|timer| timer.surprise().unwrap()).sum::<f64>() / 2.0;
+            let found = both.surprise().unwrap();
+            assert!((found - mean).abs() < 1e-9, "step {step}: {found} {mean}");
         }
     }
 }

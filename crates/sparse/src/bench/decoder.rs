@@ -110,7 +110,7 @@ mod tests {
         let options = Options { format: Format::F32, threads: 2, ..Options::default() };
         let engine = Engine::new(&decoder, &options).unwrap();
         let text = Text::new(vec![vec![1, 2, 3, 4, 5], vec![6, 7, 8]], 1).unwrap();
-        let mut ours = Timer::reading(&engine, text.clone()).unwrap();
+        let mut ours = Timer::reading(&engine, &text, 1).unwrap();
         let mut timer = DecoderTimer::new(&decoder, text).unwrap();
         for _ in 0..8 {
             assert!(timer.step().unwrap() > 0.0);

@@ -8,7 +8,7 @@ use relufy_ops::device::synchronize;
 use relufy_spec::flops::SiteDensities;
 
 use super::Timed;
-use super::text::{Cursor, Text, surprise};
+use super::text::{Cursor, Text, mean_surprise};
 use crate::cuda::Masks;
 use crate::force::Forced;
 use crate::{Counts, Error, GpuEngine, GpuSession, Result};
@@ -28,7 +28,8 @@ pub struct GpuTimer {
 enum Feed {
     /// The same one in each sequence and the likeliest after it, always after so many positions.
     Again(usize),
-    Text(Cursor),
+    /// A text, each sequence in another part of it.
+    Text(Vec<Cursor>),
 }
 
 impl GpuTimer {
@@ -61,13 +62,14 @@ impl GpuTimer {
         Ok(GpuTimer { session, feed: Feed::Again(context), forced, surprise: None })
     }
 
-    /// Reads a text with the zeros that the model has, one sequence; logits come to the host after
-    /// each token, as where text is sampled.
+    /// Reads a text with the zeros that the model has, in several sequences side by side; logits come
+    /// to the host after each token, as where text is sampled.
     ///
     /// # Errors
     /// As [`GpuSession::new`].
-    pub fn reading(engine: &GpuEngine, text: Text) -> Result<GpuTimer> {
-        let (session, feed) = (GpuSession::new(engine, 1)?, Feed::Text(Cursor::new(text)));
+    pub fn reading(engine: &GpuEngine, text: &Text, batch: usize) -> Result<GpuTimer> {
+        let session = GpuSession::new(engine, batch)?;
+        let feed = Feed::Text(Cursor::side_by_side(text, batch));
         Ok(GpuTimer { session, feed, forced: None, surprise: None })
     }
 }
@@ -91,18 +93,21 @@ impl Timed for GpuTimer {
                 session.synchronize()?;
                 Ok(start.elapsed().as_secs_f64() / CHAIN as f64)
             }
-            Feed::Text(cursor) => {
-                let next = cursor.advance();
-                if let Some(first) = next.begin {
-                    session.truncate(0);
-                    if !first.is_empty() {
-                        session.prefill(&[first])?;
+            Feed::Text(cursors) => {
+                let (mut tokens, mut follows) = (Vec::new(), Vec::new());
+                for (row, cursor) in cursors.iter_mut().enumerate() {
+                    let next = cursor.advance();
+                    if let Some(first) = next.begin {
+                        session.begin(row, first)?;
                     }
+                    tokens.push(next.token);
+                    follows.push(next.follows);
                 }
                 let start = Instant::now();
-                let logits = session.step(&[next.token])?;
+                let logits = session.step(&tokens)?;
                 let seconds = start.elapsed().as_secs_f64();
-                self.surprise = Some(surprise(logits, next.follows));
+                let each = logits.chunks(logits.len() / follows.len());
+                self.surprise = mean_surprise(each, &follows);
                 Ok(seconds)
             }
         }

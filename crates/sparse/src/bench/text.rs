@@ -57,6 +57,12 @@ impl Cursor {
         Cursor { text, document: 0, at }
     }
 
+    /// So many readers side by side, each in another part of the text.
+    pub fn side_by_side(text: &Text, batch: usize) -> Vec<Cursor> {
+        let first = |n| n * text.documents.len() / batch;
+        (0..batch).map(|n| Cursor { document: first(n), ..Cursor::new(text.clone()) }).collect()
+    }
+
     /// The next token. After the last document comes the first again.
     pub fn advance(&mut self) -> Next<'_> {
         let Text { documents, before } = &self.text;
@@ -72,6 +78,15 @@ impl Cursor {
             follows: document[at + 1],
         }
     }
+}
+
+/// The mean over sequences, each with its logits `[vocab]` and the token that follows.
+pub(super) fn mean_surprise<'a>(
+    logits: impl Iterator<Item = &'a [f32]>,
+    follows: &[u32],
+) -> Option<f64> {
+    let each = logits.zip(follows).map(|(logits, token)| surprise(logits, *token));
+    (!follows.is_empty()).then(|| each.sum::<f64>() / follows.len() as f64)
 }
 
 /// Minus the logarithm of a token's probability by its logits `[vocab]`.
@@ -101,6 +116,17 @@ mod tests {
         }
         assert_eq!(Text::new(documents, 0).unwrap().steps(), 6);
         assert!(Text::new(vec![vec![1]], 0).is_none());
+    }
+
+    #[test]
+    fn readers_begin_at_other_documents() {
+        let text = Text::new(vec![vec![1, 2], vec![3, 4], vec![5, 6], vec![7, 8]], 0).unwrap();
+        let begins = |batch| -> Vec<u32> {
+            let mut cursors = Cursor::side_by_side(&text, batch);
+            cursors.iter_mut().map(|cursor| cursor.advance().token).collect()
+        };
+        assert_eq!((begins(1), begins(2)), (vec![1], vec![1, 5]));
+        assert_eq!(begins(4), [1, 3, 5, 7]);
     }
 
     #[test]

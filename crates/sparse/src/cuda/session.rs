@@ -198,6 +198,23 @@ impl GpuSession {
         Ok(&self.logits)
     }
 
+    /// Begins one sequence anew with these tokens; the others stay as they are.
+    pub(crate) fn begin(&mut self, row: usize, tokens: &[u32]) -> Result<()> {
+        self.lens[row] = 0;
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let taken = self.take_prompt(row, tokens)?;
+        for token in &tokens[taken..] {
+            // Who waits has its place in the cache written again.
+            let mut ids = vec![0; self.batch];
+            ids[row] = *token;
+            self.replay(&ids)?;
+            self.lens[row] += 1;
+        }
+        Ok(())
+    }
+
     /// Waits for everything that is queued.
     pub(crate) fn synchronize(&self) -> Result<()> {
         Ok(relufy_ops::device::synchronize(&self.packed.device)?)

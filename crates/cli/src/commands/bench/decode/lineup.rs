@@ -94,7 +94,7 @@ impl<'a> Lineup<'a> {
             false => None,
         };
         let tokens = match &text {
-            Some(text) => text.steps().saturating_sub(pace.warmup),
+            Some(text) => (text.steps() / usize::from(args.batch)).saturating_sub(pace.warmup),
             None => pace.tokens,
         };
         if tokens == 0 {
@@ -133,7 +133,7 @@ impl<'a> Lineup<'a> {
     ) -> anyhow::Result<()> {
         let (format, context) = (pair.format, self.context);
         let timer = |machine: &Machine, forced: Option<&Forced>| match text {
-            Some(text) => machine.reader(text.clone()),
+            Some(text) => machine.reader(text, batch),
             None => machine.timer(forced.map(|forced| forced.densities), context, batch),
         };
         if let Some(machine) = &pair.dense {

@@ -82,12 +82,12 @@ impl Machine {
         })
     }
 
-    /// A text with the zeros that the model has.
-    pub fn reader(&self, text: Text) -> Result<Box<dyn Timed>> {
+    /// A text with the zeros that the model has, in sequences side by side.
+    pub fn reader(&self, text: &Text, batch: usize) -> Result<Box<dyn Timed>> {
         Ok(match self {
-            Machine::Cpu(engine) => Box::new(Timer::reading(engine, text)?),
+            Machine::Cpu(engine) => Box::new(Timer::reading(engine, text, batch)?),
             #[cfg(feature = "cuda")]
-            Machine::Gpu(engine) => Box::new(GpuTimer::reading(engine, text)?),
+            Machine::Gpu(engine) => Box::new(GpuTimer::reading(engine, text, batch)?),
         })
     }
 

@@ -35,6 +35,7 @@ use zeros::Forced;
   relufy bench decode --shape m --curves                     # each kind of matrix, 5 to 100 %
   relufy bench decode MODEL-S2 --prompt 'Once upon a time'   # the zeros that it has there
   relufy bench decode MODEL-S2 --corpus text.jsonl --tokens 2000 --format f16,int8 --decoder
+  relufy bench decode MODEL-S2 --corpus text.jsonl --batch 8     # the union that texts read
   relufy calibrate MODEL --corpus train.jsonl -o measured.json   # a model without zeros:
   relufy bench decode MODEL --corpus text.jsonl --calibration measured.json \\
       --density-target 0.7 --density-target 0.5              # what thresholds gain and cost
@@ -79,8 +80,8 @@ pub struct Decode {
     /// Tokens to time of each row, or rounds of curves; by default 60, or 15.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     tokens: Option<u32>,
-    /// Sequences that are decoded together, each with zeros of its own; tokens/s are those of all. A GPU
-    /// takes 1, 2, 4 or 8.
+    /// Sequences that are decoded together, each with zeros of its own or in another part of --corpus;
+    /// tokens/s are those of all. A GPU takes 1, 2, 4 or 8.
     #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u16).range(1..=64))]
     batch: u16,

@@ -12,6 +12,9 @@ use super::machine::Machine;
 use super::subject::{Real, Subject};
 use crate::commands::surgery::text;
 
+/// How long documents are taken to be at most.
+const LONGEST: usize = 1 << 14;
+
 /// The tokens that all rows read: so many can be decoded, or as many as the text has. After
 /// `--prompt` comes what `machine` makes of it.
 pub fn read_text(
@@ -21,8 +24,11 @@ pub fn read_text(
     context: usize,
     steps: usize,
 ) -> anyhow::Result<Text> {
-    if args.batch > 1 {
-        bail!("a text is read by one sequence: --batch needs --densities");
+    let batch = usize::from(args.batch);
+    if batch > 1 && (args.corpus.is_none() || args.decoder) {
+        bail!(
+            "one sequence continues a prompt, and --decoder is one: --batch needs --corpus or --densities"
+        );
     }
     let Real { checkpoint, decoder } = subject.real()?;
     let Some(corpus) = &args.corpus else {
@@ -39,23 +45,32 @@ pub fn read_text(
         let text = Text::new(vec![document], before);
         return text.context("--prompt leaves no position to decode");
     };
-    // A document of two tokens has one to decode.
-    let documents = text(checkpoint, corpus, 2 * (context + steps + 1) as u64)?;
-    let documents = cut(documents, context, steps);
+    // A document of two tokens has one to decode; a long one is one sequence's all the same.
+    let longest = decoder.spec().max_positions.min(LONGEST);
+    let each = (2 * (context + steps + 1)).max(if batch > 1 { longest } else { 0 });
+    let documents = text(checkpoint, corpus, (batch * each) as u64)?;
+    let documents = cut(documents, context, steps, batch);
     let short = || format!("{corpus} has no document of more than {} tokens", context + 1);
-    Text::new(documents, context).with_context(short)
+    let text = Text::new(documents, context).with_context(short)?;
+    let found = text.documents().len();
+    if found < batch {
+        bail!("{corpus} has {found} documents; each of {batch} sequences reads another one");
+    }
+    Ok(text)
 }
 
-/// The first documents that give so many steps after `before` tokens each, the last one cut.
-fn cut(documents: Vec<Vec<u32>>, before: usize, steps: usize) -> Vec<Vec<u32>> {
-    let mut left = steps;
+/// The first documents that give each of `batch` sequences so many steps after `before` tokens of each:
+/// none longer than that, the last one cut.
+fn cut(documents: Vec<Vec<u32>>, before: usize, steps: usize, batch: usize) -> Vec<Vec<u32>> {
+    let mut left = steps * batch;
     let mut kept = Vec::new();
     for mut document in documents {
         let Some(mine) = document.len().checked_sub(before + 1).filter(|mine| *mine > 0) else {
             continue;
         };
-        document.truncate(before + 1 + mine.min(left));
-        left -= mine.min(left);
+        let mine = mine.min(left).min(steps);
+        document.truncate(before + 1 + mine);
+        left -= mine;
         kept.push(document);
         if left == 0 {
             break;
@@ -109,7 +124,10 @@ mod tests {
     #[test]
     fn a_text_is_cut_to_its_steps() {
         let documents = vec![vec![1, 2, 3, 4], vec![5], vec![6, 7], vec![8, 9, 10]];
-        let cut = |before, steps| cut(documents.clone(), before, steps);
+        let several = |steps, batch| cut(documents.clone(), 0, steps, batch);
+        assert_eq!(several(1, 3), [vec![1, 2], vec![6, 7], vec![8, 9]]);
+        assert_eq!(several(2, 2), [vec![1, 2, 3], vec![6, 7], vec![8, 9]]);
+        let cut = |before, steps| cut(documents.clone(), before, steps, 1);
         assert_eq!(cut(0, 5), [vec![1, 2, 3, 4], vec![6, 7], vec![8, 9]]);
         assert_eq!(cut(1, 3), [vec![1, 2, 3, 4], vec![8, 9, 10]]);
         assert_eq!(cut(0, 2), [vec![1, 2, 3]]);
