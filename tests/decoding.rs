@@ -99,6 +99,13 @@ fn a_model_decodes_a_text_with_its_own_zeros() {
         assert!(density > 0.0 && density < 1.0, "{site}: {density}");
     }
     assert_eq!(found["densities"]["o"], 1.0);
+    // Two sequences, each in a part of the text of its own, read what either needs.
+    let two = measured(&lab, &[&all[..7], &["--batch", "2"]].concat());
+    assert_eq!((names(&two), &two["batch"]), (vec!["f32 dense", "f32 sparse"], &2.into()));
+    let bytes = |row: &Value| row["bytes"].as_f64().unwrap();
+    assert!(bytes(&two["rows"][1]) > bytes(&rows[2]));
+    assert!(bytes(&two["rows"][1]) < bytes(&two["rows"][0]));
+    assert!(perplexity(&two["rows"][1]).unwrap() > 1.0);
     // Its own text, and forced densities.
     let own =
         measured(&lab, &["model", "--stage", "2", "--prompt", "the cat", "--engine", "sparse"]);
@@ -176,7 +183,8 @@ fn curves_say_what_each_matrix_takes_by_density() {
 fn what_cannot_be_measured_is_refused() {
     let lab = lab();
     calibrated(&lab, "0", "s0.json");
-    let cases: [(&[&str], &str); 27] = [
+    lab.write("one.jsonl", "{\"text\": \"the cat sat on the mat\"}\n");
+    let cases: [(&[&str], &str); 28] = [
         (&[], "<MODEL|--shape <SHAPE>>"),
         (&["model", "--shape", "m"], "cannot be used with"),
         (&["--shape", "2b"], "possible values: m, small"),
@@ -188,7 +196,8 @@ fn what_cannot_be_measured_is_refused() {
         (&["--shape", "small", "--densities", "0.5,0.5,0.5"], "in per cent: 49,33,35"),
         (&["--shape", "small", "--format", "q4"], "unknown format `q4`"),
         (&["--shape", "small", "--batch", "0"], "0 is not in 1..=64"),
-        (&["model", "--corpus", "corpus.jsonl", "--batch", "2"], "--batch needs --densities"),
+        (&["model", "--batch", "2"], "--batch needs --corpus or --densities"),
+        (&["model", "--corpus", "one.jsonl", "--batch", "2"], "each of 2 sequences"),
         (&["--shape", "small", "--context", "128"], "has 128 positions"),
         (&["--shape", "small", "--prompt", "the"], "cannot be used with"),
         (&["--shape", "small", "--device", "cuda", "--format", "f16"], "f16 is for the CPU"),
