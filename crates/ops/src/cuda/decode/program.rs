@@ -220,8 +220,8 @@ impl Program {
             slot_bytes: ring.slot as i32,
             slots: ring.slots as i32,
         };
-        let grid =
-            Grid::new(gpu.processors as usize, THREADS as u32 + 128).shared(fixed + ring.bytes());
+        let threads = (THREADS + 32 * BRINGERS) as u32;
+        let grid = Grid::new(gpu.processors as usize, threads).shared(fixed + ring.bytes());
         let name = format!("program_{}", format.name());
         Ok(Some(Program { gpu, launch, name, grid, _kept: [on_steps, on_passes, arrived] }))
     }

@@ -43,7 +43,7 @@ impl<'a> Output<'a> {
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub(super) struct Out {
-    pub(super) y: u64,
+    y: u64,
     bias: u64,
     pub(super) outputs: i32,
     add: i32,
