@@ -23,7 +23,7 @@ template <typename W>
 __device__ __forceinline__ void begin(const Program& p, const Embed& e) {
     using T = typename Cache<W>::Table;
     const int all = gridDim.x * THREADS, t = blockIdx.x * THREADS + threadIdx.x;
-    for (int column = t; column < e.width; column += all) e.x[column] = embedded<T>(e, 0, column);
+    for (int column = t; column < e.width; column += all) tell(e.x + column, embedded<T>(e, 0, column));
     for (int i = t; i < p.words; i += all) p.counts[i] = 0;
 }
 
@@ -48,7 +48,7 @@ __device__ __forceinline__ int list_open(const Step& s, float gate, int neuron, 
     gate = inlined_curve(s.act, s.act_p, gate + bias);
     if (s.mask) gate = mask * (fabsf(gate) + FORCED);
     const bool open = there && gate != 0.f;
-    if (there && !open) s.out.y[neuron] = 0.f;
+    if (there && !open) tell(s.out.y + neuron, 0.f);
     // The list before is done with.
     if (lists > 0) signal_wait(&f.taken, (lists - 1) & 1);
     unsigned count;
@@ -92,15 +92,24 @@ __device__ __forceinline__ void product(const Program& p, int step) {
     const int count = by_input ? min(s.columns.lanes * N, outputs - first) : count_of(s.own);
     const int mine = by_input ? first + t : own_row(t);
     // On their way meanwhile.
-    float sum = 0.f, before = 0.f, bias = 0.f, mask = 1.f;
+    float sum = 0.f, bias = 0.f, mask = 1.f;
+    const float* const before = s.before;
+    Coming residual(before && t < count ? before + mine : nullptr);
     if (neurons && s.out.bias && t < count) bias = __ldg(s.out.bias + mine);
     if (neurons && s.mask && t < count) mask = __ldg(s.mask + mine);
-    wait_for_all(p);
-    if (s.out.add && t < count) before = load(s.out.y + mine);
+    wait_for_most(p);
     const int total = entering.enter(s, in);
+    // A result of the block's, its i-th.
+    const auto give = [&](int row, float v, int i) {
+        if (before) v += i == t ? residual.value() : told(before + row);
+        if (s.last)
+            s.out.y[row] = v;
+        else
+            tell(s.out.y + row, v);
+    };
     if (by_input) sum = columns<W>(s, in, total);
     if (add) {
-        if (t < count) s.out.y[mine] = before + finished(s.out, mine, sum);
+        if (t < count) give(mine, finished(s.out, mine, sum), t);
         return;
     }
     float* const sums = fixed().sums;
@@ -121,8 +130,7 @@ __device__ __forceinline__ void product(const Program& p, int step) {
             return s.scales[which] ? v * __ldg(s.scales[which] + row) : v;
         };
         if (s.kind == ROWS && !s.pairs) {
-            if (s.out.add && i != t) before = load(s.out.y + row);
-            s.out.y[row] = before + finished(s.out, row, scaled(0, sums[i]));
+            give(row, finished(s.out, row, scaled(0, sums[i])), i);
             continue;
         }
         float gate = neurons ? fixed().gates[i] : scaled(0, sums[i]);
@@ -130,7 +138,7 @@ __device__ __forceinline__ void product(const Program& p, int step) {
             gate = inlined_curve(s.act, s.act_p, gate + (s.out.bias ? __ldg(s.out.bias + row) : 0.f));
         float up = scaled(1, sums[i + (neurons ? 0 : count)]);
         if (s.up_bias) up += __ldg(s.up_bias + row);
-        s.out.y[row] = inlined_curve(s.then, s.then_p, gate * up);
+        give(row, inlined_curve(s.then, s.then_p, gate * up), i);
     }
 }
 

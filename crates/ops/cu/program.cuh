@@ -1,8 +1,7 @@
 // A token's whole way through a decoder as one kernel that stays on the GPU.
 //
-// One block on each multiprocessor goes through the steps of a program, and all blocks meet between
-// two steps. What a step costs beside its weights is that meeting and not the start of a kernel;
-// and weights that are read in any case are on their way to shared memory long before their step.
+// One block on each multiprocessor goes through the steps of a program, and tells the others its
+// results. What a step costs beside its weights is that and not the start of a kernel; and weights that are read in any case are on their way to shared memory long before their step.
 //
 // A block has WARPS warps that work, and a few more of which a thread each brings those weights.
 #pragma once
@@ -27,10 +26,11 @@ struct Own {
 // Rows that come through the ring.
 struct Pass {
     const void* weights;
-    long long row_bytes;
     Own own;
+    int row_bytes;
     int pieces;  // of a row
     int listed;  // only those that the block's list names
+    int step;    // that reads them
 };
 
 // How warps share rows.
@@ -54,6 +54,8 @@ struct __align__(16) Step {
     int by_input;  // of NEURONS: how the gate lies
     int pairs;     // of ROWS: gate and up
     int join;      // of attention's result, whether shares of its keys are still to be joined
+    int last;      // its results are the program's
+    int pads[3];
     Feed feed;
     Out out;
     Own own;  // outputs, of rows
@@ -65,6 +67,7 @@ struct __align__(16) Step {
     const float* up_bias;
     const float* mask;
     unsigned* counts;  // open gates, added up
+    const float* before;  // what the result is added to, or null
     int act;
     float act_p;
     int then;
@@ -110,6 +113,8 @@ struct Fixed {
     Step steps[2];
     unsigned long long full[SIGNALS], empty[SIGNALS], listed, taken;
     unsigned long long target;  // of the next meeting
+    int step;                   // that has begun
+    unsigned phase;             // of this token's words
     float sums[OWN];
     float gates[OPEN];
     unsigned short open[OPEN];
@@ -177,37 +182,4 @@ __device__ __forceinline__ unsigned sum_before(unsigned n, unsigned& total, int 
     const unsigned before = __reduce_add_sync(FULL, lane < warp ? of_warp : 0);
     total = __reduce_add_sync(FULL, of_warp);
     return before + up_to - n;
-}
-
-// Where all blocks meet. The count of arrivals never goes back: a launch adds the same each time.
-__device__ __forceinline__ unsigned long long arrivals(const Program& p) {
-    unsigned long long n;
-    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(n) : "l"(p.arrived) : "memory");
-    return n;
-}
-
-// Of one thread, before anybody meets.
-__device__ __forceinline__ void begin_meetings(const Program& p) {
-    const unsigned long long all = static_cast<unsigned long long>(p.step_count - 1) * gridDim.x;
-    // Some blocks may have arrived at the first, but not all at the last without this one.
-    const unsigned long long n = arrivals(p);
-    fixed().target = n - n % max(all, 1ull);
-}
-
-// What this block wrote is there for all behind `wait_for_all`.
-__device__ __forceinline__ void arrive(const Program& p) {
-    meet();
-    if (threadIdx.x == 0)
-        asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(p.arrived) : "memory");
-}
-
-__device__ __forceinline__ void wait_for_all(const Program& p) {
-    if (threadIdx.x == 0) {
-        const unsigned long long target = fixed().target += gridDim.x;
-        while (arrivals(p) < target) {
-        }
-    }
-    // What each thread copied to shared memory meanwhile is there for all as well.
-    asm volatile("cp.async.wait_all;" ::: "memory");
-    meet();
 }

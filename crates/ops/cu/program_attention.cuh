@@ -33,18 +33,23 @@ __device__ __noinline__ void attend(const Program& p, int step) {
     const int kv_head = unit / a.chunks, chunk = unit % a.chunks;
     const bool valid = position < min(a.context, a.max_pos);
     const Share span = share_of(valid ? position : 0, a.window, share, shares);
-    if (kv_head >= a.kv_heads || share >= span.active || (!valid && share > 0)) {
-        wait_for_all(p);
+    if (kv_head >= a.kv_heads) {
+        wait_for_most(p);
+        begin_step();
         return;
     }
     const bool last = share == span.active - 1;
     const int group = a.heads / a.kv_heads, dim = a.head_dim;
     const int first_head = kv_head * group + chunk * G;
     const int here = min(G, group - chunk * G);  // query heads of this block
-    float* const out = a.out + static_cast<long long>(first_head) * dim;
-    if (!valid) {
-        wait_for_all(p);
-        for (int i = t; i < here * dim; i += THREADS) out[i] = nanf("");
+    // Of each share its sums over values, and their largest scores and sums of weights.
+    float* const out = a.out + (share * a.heads + first_head) * dim;
+    float* const seen = a.partial + 2 * (first_head * shares + share);
+    if (!valid || share >= span.active) {
+        wait_for_most(p);
+        begin_step();
+        for (int i = t; i < here * dim; i += THREADS) tell(out + i, valid || share > 0 ? 0.f : nanf(""));
+        if (t < 2 * here) tell(seen + 2 * shares * (t / 2) + t % 2, 0.f);
         return;
     }
     // Lanes of a key: a power of two, so that sums over them stay within a warp.
@@ -87,7 +92,7 @@ __device__ __noinline__ void attend(const Program& p, int step) {
     copy(room.angles, a.angles + static_cast<long long>(position) * 2 * a.pairs, 2 * a.pairs);
     for (int n = 0; n < 2; n++)
         if (a.gains[n]) copy(room.gains[n], a.gains[n], dim);
-    wait_for_all(p);
+    wait_for_most(p);
 
     // The queries, the key and the value, zeros behind them; norms of the first, and their turns.
     const auto row_of = [&](int r) { return room.rows[r < here ? r : G + r - here]; };
@@ -95,8 +100,9 @@ __device__ __noinline__ void attend(const Program& p, int step) {
     for (int i = t; i < (here + 2) * (lanes * COLUMNS); i += THREADS) {
         const int d = i & (lanes * COLUMNS - 1), r = i / COLUMNS >> bits;
         const int head = r < here ? first_head + r : a.heads + kv_head + (r - here) * a.kv_heads;
-        row_of(r)[d] = d < dim ? load(a.qkv + head * dim + d) : 0.f;
+        row_of(r)[d] = d < dim ? told(a.qkv + head * dim + d) : 0.f;
     }
+    begin_step();
     meet();
     if (a.gains[0] || a.gains[1]) {
 #pragma unroll 1
@@ -206,8 +212,6 @@ __device__ __noinline__ void attend(const Program& p, int step) {
     asm volatile("cp.async.wait_all;" ::: "memory");
 
     // Groups of a warp join, then warps; some may have seen nothing.
-    float* const partial =
-        a.partial + static_cast<long long>(first_head) * shares * (dim + 2);
 #pragma unroll
     for (int g = 0; g < G; g++) {
         for (int d = lanes; d < 32; d *= 2) {
@@ -239,14 +243,9 @@ __device__ __noinline__ void attend(const Program& p, int step) {
             for (int w = 0; w < WARPS; w++)
                 x = fmaf(__shfl_sync(FULL, own_part, w), room.joined[w][d], x);
             if (d >= dim) break;
-            float* const to = partial + (static_cast<long long>(g) * shares + share) * (dim + 2);
-            if (span.active == 1) {
-                out[g * dim + d] = x / all;
-            } else {
-                to[d] = x;
-                if (d == 0) to[dim] = top, to[dim + 1] = all;
-            }
+            tell(out + g * dim + d, span.active == 1 ? x / all : x);
         }
+        if (t < 2) tell(seen + 2 * shares * g + t, t ? all : top);
         meet();
     }
 }

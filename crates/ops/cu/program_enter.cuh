@@ -3,51 +3,32 @@
 
 #include "program_ring.cuh"
 
-// Attention's result where a head's keys were shared out: the shares' sums, each times its part.
-struct Join {
-    const float* partial;
-    const float* factors;  // [heads, active]; null where there is one share
-    int dim, shares, active;
-
-    __device__ __forceinline__ float value(int i) const {
-        const int head = i / dim, d = i - head * dim;
-        const float* from = partial + static_cast<long long>(head) * shares * (dim + 2) + d;
-        float sum = 0.f;
-#pragma unroll 4
-        for (int s = 0; s < active; s++)
-            sum = fmaf(factors[head * active + s], load(from + s * (dim + 2)), sum);
-        return sum;
-    }
-};
-
-// The part of each share of every head, from their largest scores and sums of weights, where there
-// are several.
-__device__ __forceinline__ Join join_of(const Step& s, float* factors) {
+// The part of each share of every head's keys in attention's result, `[heads, active]`: from their largest
+// scores and sums of weights. Null where there is one share.
+__device__ __forceinline__ const float* shares_of(const Step& s, float* factors, int& active) {
     const Attend& a = s.attend;
     const int position = fixed().position;
-    Join join{a.partial, nullptr, a.head_dim, s.shares, 1};
-    if (position >= min(a.context, a.max_pos)) return join;
-    join.active = share_of(position, a.window, 0, s.shares).active;
-    if (join.active == 1) return join;
-    const long long stride = a.head_dim + 2;
+    if (position >= min(a.context, a.max_pos)) return nullptr;
+    active = share_of(position, a.window, 0, s.shares).active;
+    if (active == 1) return nullptr;
+    // Half a warp has the shares of one head.
 #pragma unroll 1
-    for (int head = threadIdx.x; head < a.heads; head += THREADS) {
-        const float* from = a.partial + head * s.shares * stride + a.head_dim;
-        float* const parts = factors + head * join.active;
-        float top = -INFINITY, all = 0.f;
-#pragma unroll 1
-        for (int k = 0; k < join.active; k++) top = fmaxf(top, load(from + k * stride));
-#pragma unroll 1
-        for (int k = 0; k < join.active; k++) {
-            parts[k] = expf(load(from + k * stride) - top);
-            all += parts[k] * load(from + k * stride + 1);
-        }
-#pragma unroll 1
-        for (int k = 0; k < join.active; k++) parts[k] /= all;
+    for (int i = threadIdx.x; i < (a.heads + 1) / 2 * 32; i += THREADS) {
+        const int head = i / MOST_SHARES, share = i % MOST_SHARES;
+        const float2 seen = told_pair(
+            a.partial + 2 * (min(head, a.heads - 1) * s.shares + min(share, active - 1)));
+        float most = seen.x;
+#pragma unroll
+        for (int d = MOST_SHARES / 2; d > 0; d /= 2)
+            most = fmaxf(most, __shfl_xor_sync(FULL, most, d));
+        const float part = share < active ? expf(seen.x - most) : 0.f;
+        float all = part * seen.y;
+#pragma unroll
+        for (int d = MOST_SHARES / 2; d > 0; d /= 2) all += __shfl_xor_sync(FULL, all, d);
+        if (head < a.heads && share < active) factors[head * active + share] = part / all;
     }
     meet();
-    join.factors = factors;
-    return join;
+    return factors;
 }
 
 // Inputs of a thread: fours beside those of its neighbours, two at a time. What a step does beside its
@@ -168,6 +149,42 @@ struct Entering {
         }
     }
 
+    __device__ __forceinline__ void read(float* values) const {
+        constexpr int N = 6;  // on their way
+#pragma unroll 1
+        for (int i = threadIdx.x * 4; i < f.width; i += N * HALF) {
+            float4 v[N];
+            const int count = (f.width - i + HALF - 1) / HALF;
+            told_fours<N>(v, f.x + i, HALF, count);
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                if (k < count) *reinterpret_cast<float4*>(values + i + k * HALF) = v[k];
+        }
+    }
+    // Attention's result, of the shares' sums one behind the other, each times its part.
+    __device__ __forceinline__ void read_shares(float* values, const float* factors, int dim,
+                                                int shares) const {
+        constexpr int N = 4;  // on their way
+#pragma unroll 1
+        for (int i = threadIdx.x * 4; i < f.width; i += HALF) {
+            const float* const parts = factors + i / dim * shares;
+            float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll 1
+            for (int from = 0; from < shares; from += N) {
+                float4 v[N];
+                told_fours<N>(v, f.x + from * f.width + i, f.width, shares - from);
+#pragma unroll
+                for (int k = 0; k < N; k++) {
+                    if (from + k >= shares) break;
+                    const float part = parts[from + k];
+                    sum.x = fmaf(part, v[k].x, sum.x), sum.y = fmaf(part, v[k].y, sum.y);
+                    sum.z = fmaf(part, v[k].z, sum.z), sum.w = fmaf(part, v[k].w, sum.w);
+                }
+            }
+            *reinterpret_cast<float4*>(values + i) = sum;
+        }
+    }
+
     // Any of it, one value after the other: activations with an exponential take long in any case.
     __device__ __forceinline__ void apply_any(float* values, float mean, float factor) const {
 #pragma unroll 1
@@ -194,18 +211,14 @@ struct Entering {
         const int width = f.width, first = threadIdx.x * 4;
         const bool counted = f.counts && blockIdx.x == 0;
         float* const values = to.values;
-        Join join{nullptr, nullptr, 1, 1, 1};
-        if (s.join) join = join_of(s, parts_of_sums());
+        int shares = 1;
+        const float* const factors = s.join ? shares_of(s, parts_of_sums(), shares) : nullptr;
         // Each thread waits for its own inputs only.
-        if (join.factors) {
-#pragma unroll 1
-            for (int i = threadIdx.x; i < width; i += THREADS) values[i] = join.value(i);
-            meet();
-        } else {
-#pragma unroll 1
-            for (int i = first; i < width; i += HALF) copy_16(values + i, f.x + i);
-            asm volatile("cp.async.wait_all;" ::: "memory");
-        }
+        if (factors)
+            read_shares(values, factors, s.attend.head_dim, shares);
+        else
+            read(values);
+        begin_step();
         float mean = 0.f, factor = 1.f;
         if (f.normed) norm(values, mean, factor);
         bool normed = f.normed, applied = !normed && !f.op && !f.mask && !f.then;

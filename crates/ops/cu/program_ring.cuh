@@ -5,7 +5,7 @@
 // take the rows in turn.
 #pragma once
 
-#include "program.cuh"
+#include "program_mail.cuh"
 
 __device__ __forceinline__ unsigned address(const void* p) {
     return static_cast<unsigned>(__cvta_generic_to_shared(p));
@@ -28,6 +28,17 @@ __device__ __forceinline__ void signal_wait(unsigned long long* signal, unsigned
         " @p bra DONE;\n bra AGAIN;\nDONE:\n}" ::"r"(address(signal)),
         "r"(phase)
         : "memory");
+}
+
+__device__ __forceinline__ bool signal_given(unsigned long long* signal, unsigned phase) {
+    unsigned given;
+    asm volatile(
+        "{\n .reg .pred p;\n mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
+        " selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(given)
+        : "r"(address(signal)), "r"(phase)
+        : "memory");
+    return given;
 }
 
 // So many bytes are to come before the signal is given.
@@ -85,6 +96,9 @@ struct Place {
     __device__ __forceinline__ static void wait(unsigned long long* signals, unsigned entry) {
         signal_wait(signals + entry % SIGNALS, entry / SIGNALS & 1);
     }
+    __device__ __forceinline__ static bool given(unsigned long long* signals, unsigned entry) {
+        return signal_given(signals + entry % SIGNALS, entry / SIGNALS & 1);
+    }
 };
 
 // What one of BRINGERS threads brings: every so-manieth piece, from its first on.
@@ -104,7 +118,7 @@ __device__ __forceinline__ void bring_rows(const Program& p, int first) {
         const Pass pass = next;
         next = p.passes[min(n + 1, p.pass_count - 1)];
         const unsigned char* weights = static_cast<const unsigned char*>(pass.weights);
-        const int bytes = static_cast<int>(pass.row_bytes);
+        const int bytes = pass.row_bytes;
         const int pieces = pass.pieces;
         int count = count_of(pass.own);
         if (pass.listed) {
@@ -115,13 +129,19 @@ __device__ __forceinline__ void bring_rows(const Program& p, int first) {
         int i = (place.entry - before) / pieces, piece = (place.entry - before) - i * pieces;
 #pragma unroll 1
         while (i < count) {
-            const long long row = pass.listed ? f.open[i] : own_row(i);
+            const unsigned row = pass.listed ? f.open[i] : own_row(i);
             const int from = piece * slot_bytes, each = min(slot_bytes, bytes - from);
             // What lay there before has been read.
             if (place.entry >= slots) Place::wait(f.empty, place.entry - slots);
+            // Rows of a step to come follow one another: more on their way would hold up what the blocks
+            // tell each other, and with that all of them.
+            if (place.entry >= BRINGERS)
+                while (pass.step > static_cast<volatile int&>(f.step) &&
+                       !Place::given(f.full, place.entry - BRINGERS)) {
+                }
             unsigned long long* const full = f.full + place.entry % SIGNALS;
             signal_expect(full, each);
-            bring(ring + place.slot * slot_bytes, weights + row * pass.row_bytes + from, each, full);
+            bring(ring + place.slot * slot_bytes, weights + static_cast<uint64_t>(row) * bytes + from, each, full);
             place.skip(BRINGERS, slots);
             for (piece += BRINGERS; piece >= pieces; piece -= pieces) i++;
         }

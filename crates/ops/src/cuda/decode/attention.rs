@@ -163,7 +163,7 @@ impl AttentionPlan {
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub(super) struct Attend {
-    qkv: u64,
+    pub(super) qkv: u64,
     positions: u64,
     keys: u64,
     values: u64,
@@ -171,11 +171,11 @@ pub(super) struct Attend {
     gains: [u64; 2],
     slopes: u64,
     pub(super) out: u64,
-    partial: u64,
+    pub(super) partial: u64,
     counters: u64,
     pub(super) heads: i32,
     pub(super) kv_heads: i32,
-    head_dim: i32,
+    pub(super) head_dim: i32,
     padded: i32,
     context: i32,
     max_pos: i32,

@@ -1,6 +1,7 @@
 //! A token's whole way as one kernel: its operations become the steps of a program that one block
 //! on each multiprocessor goes through.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::Device;
@@ -59,10 +60,11 @@ struct Own {
 #[derive(Clone, Copy, Default)]
 struct Pass {
     weights: u64,
-    row_bytes: i64,
     own: Own,
+    row_bytes: i32,
     pieces: i32,
     listed: i32,
+    step: i32,
 }
 
 /// `Teams` of `cu/program.cuh`.
@@ -103,6 +105,8 @@ struct Step {
     by_input: i32,
     pairs: i32,
     join: i32,
+    last: i32,
+    pads: [i32; 3],
     feed: Feed,
     out: Out,
     own: Own,
@@ -114,6 +118,7 @@ struct Step {
     up_bias: u64,
     mask: u64,
     counts: u64,
+    before: u64,
     act: i32,
     act_p: f32,
     then: i32,
@@ -151,7 +156,7 @@ pub struct Program {
     launch: Launch,
     name: String,
     grid: Grid,
-    _kept: [Scratch; 3],
+    _kept: Vec<Scratch>,
 }
 
 impl Program {
@@ -175,9 +180,13 @@ impl Program {
             return Ok(None);
         }
         let mut recorder = Recorder {
+            gpu: &gpu,
             blocks: gpu.processors as usize,
             format,
             room,
+            count: work.len(),
+            mail: Vec::new(),
+            told: HashMap::new(),
             steps: Vec::new(),
             passes: Vec::new(),
             scratch: 0,
@@ -187,7 +196,7 @@ impl Program {
         for each in work {
             recorder.record(each)?;
         }
-        let Recorder { mut steps, mut passes, scratch, mut fits, .. } = recorder;
+        let Recorder { mut steps, mut passes, scratch, mut fits, mail: mut kept, .. } = recorder;
         let scratch = scratch.next_multiple_of(128);
         // Where nothing is read by input only sums have parts there.
         let by_input = steps.iter().any(|step| step.by_input != 0);
@@ -223,7 +232,8 @@ impl Program {
         let threads = (THREADS + 32 * BRINGERS) as u32;
         let grid = Grid::new(gpu.processors as usize, threads).shared(fixed + ring.bytes());
         let name = format!("program_{}", format.name());
-        Ok(Some(Program { gpu, launch, name, grid, _kept: [on_steps, on_passes, arrived] }))
+        kept.extend([on_steps, on_passes, arrived]);
+        Ok(Some(Program { gpu, launch, name, grid, _kept: kept }))
     }
 
     /// Queues the token.
@@ -302,9 +312,16 @@ fn vector(format: Format) -> usize {
 }
 
 struct Recorder<'a> {
+    gpu: &'a Gpu,
     blocks: usize,
     format: Format,
     room: &'a Room,
+    /// Operations in all.
+    count: usize,
+    /// What blocks tell each other: memory of each step's results.
+    mail: Vec<Scratch>,
+    /// Where the numbers of an operation's tensor were told last, and how many.
+    told: HashMap<u64, (u64, usize)>,
     steps: Vec<Step>,
     passes: Vec<Pass>,
     /// Bytes of the step that needs most.
@@ -321,14 +338,15 @@ impl Recorder<'_> {
                 let (batch, embed) = it.embed()?;
                 let table = if self.format == Format::F32 { Format::F32 } else { Format::Bf16 };
                 self.fits &= batch == 1 && it.table.format() == table;
-                Step { kind: EMBED, embed, ..Step::default() }
+                let mut step = Step { kind: EMBED, embed, ..Step::default() };
+                step.embed.x = self.tell(embed.x, embed.width as usize)?;
+                step
             }
             Work::Project { input, matrix, by_input, output } => {
                 let inputs = if by_input { matrix.rows() } else { matrix.cols() };
                 let feed = self.feed(&input, inputs)?;
                 let outputs = if by_input { matrix.cols() } else { matrix.rows() };
-                let out = output.out(1, outputs, OP)?;
-                let mut step = Step { feed, out, ..Step::default() };
+                let mut step = self.giving(feed, output.out(1, outputs, OP)?)?;
                 self.name(&mut step, 0, matrix);
                 match by_input {
                     true => self.add(&mut step, inputs),
@@ -347,7 +365,7 @@ impl Recorder<'_> {
                 let feed = self.feed(&input, gate.cols())?;
                 let out = Output::new(products, gate_bias).out(1, gate.rows(), OP)?;
                 let up_bias = numbers_or_null(up_bias, up.rows(), "bias of up", OP)?;
-                let mut step = Step { feed, out, up_bias, pairs: 1, ..Step::default() };
+                let mut step = Step { up_bias, pairs: 1, ..self.giving(feed, out)? };
                 (step.act, step.act_p) = curve_code(curves.0);
                 (step.then, step.then_p) = curve_code(curves.1);
                 self.name(&mut step, 0, gate);
@@ -358,7 +376,7 @@ impl Recorder<'_> {
             Work::Neurons { input, gate, by_input, bias, up } => {
                 let feed = self.feed(&input, up.up.cols())?;
                 let out = Output::new(up.products, bias).out(1, up.up.rows(), OP)?;
-                let mut step = Step { feed, out, ..Step::default() };
+                let mut step = self.giving(feed, out)?;
                 self.name(&mut step, 0, gate);
                 self.neurons(&mut step, gate, by_input, &up)?;
                 step
@@ -372,13 +390,23 @@ impl Recorder<'_> {
                 } else {
                     8
                 };
-                let (batch, attend) = it.attend(wide, self.room)?;
+                let (batch, mut attend) = it.attend(wide, self.room)?;
                 let units = attend.kv_heads as usize * attend.chunks as usize;
-                let shares = (self.blocks / units.max(1)).clamp(1, Room::SPLITS);
+                let dim = attend.head_dim as usize;
+                // Shares are joined in fours.
+                let shares = match dim % 4 {
+                    0 => (self.blocks / units.max(1)).clamp(1, Room::SPLITS),
+                    _ => 1,
+                };
                 self.fits &=
                     batch == 1 && units <= self.blocks && attend.heads as usize * shares <= PARTS;
                 // `Attending` of `cu/program_attention.cuh`.
                 self.scratch = self.scratch.max(4 * (256 * (wide + 2 + WARPS + 1 + 2) + 2 * WARPS));
+                let heads = attend.heads as usize;
+                attend.qkv = self.told(attend.qkv, (heads + 2 * attend.kv_heads as usize) * dim);
+                let out = self.tell_in(attend.out, heads * dim, shares)?;
+                attend.partial = self.tell(out, 2 * heads * shares)?;
+                attend.out = out;
                 let step = Step { kind: ATTEND, attend, shares: shares as i32, ..Step::default() };
                 self.attended = Some(step);
                 step
@@ -393,10 +421,46 @@ impl Recorder<'_> {
         Ok(())
     }
 
+    /// Where the operations' last results of this address are told.
+    fn told(&mut self, buffer: u64, len: usize) -> u64 {
+        let found = self.told.get(&buffer).filter(|(_, known)| *known == len);
+        self.fits &= found.is_some();
+        found.map_or(0, |(mail, _)| *mail)
+    }
+
+    /// Memory for the operations' results of this address.
+    fn tell(&mut self, buffer: u64, len: usize) -> Result<u64> {
+        self.tell_in(buffer, len, 1)
+    }
+
+    /// The same in several parts one behind the other.
+    fn tell_in(&mut self, buffer: u64, len: usize, parts: usize) -> Result<u64> {
+        let bytes = 4 * len * parts;
+        let mail = self.gpu.scratch(bytes, OP)?;
+        self.gpu.zero(mail.ptr, bytes, OP)?;
+        self.told.insert(buffer, (mail.ptr, len));
+        let at = mail.ptr;
+        self.mail.push(mail);
+        Ok(at)
+    }
+
+    /// A step with a matrix. The results of the last one go where its operation names, others' to the
+    /// program's own memory.
+    fn giving(&mut self, feed: Feed, mut out: Out) -> Result<Step> {
+        let len = out.outputs as usize;
+        let before = if out.add != 0 { self.told(out.y, len) } else { 0 };
+        let last = self.steps.len() + 1 == self.count;
+        if !last {
+            out.y = self.tell(out.y, len)?;
+        }
+        Ok(Step { feed, out, before, last: i32::from(last), ..Step::default() })
+    }
+
     fn feed(&mut self, input: &super::Input<'_>, width: usize) -> Result<Feed> {
-        let (batch, feed) = input.feed(OP)?;
+        let (batch, mut feed) = input.feed(OP)?;
         crate::buffer::ensure_shape(input.x, OP, "x", &[batch, width])?;
         self.fits &= batch == 1 && width < 1 << 16 && width.is_multiple_of(WHOLE);
+        feed.x = self.told(feed.x, width);
         Ok(feed)
     }
 
@@ -484,10 +548,11 @@ impl Recorder<'_> {
         self.fits &= matrix.stride() <= 32 * WARPS * HELD;
         self.passes.push(Pass {
             weights: matrix.data(),
-            row_bytes: (matrix.stride() * self.format.bytes()) as i64,
             own: self.own(matrix.rows()),
+            row_bytes: (matrix.stride() * self.format.bytes()) as i32,
             pieces: 0,
             listed: i32::from(listed),
+            step: self.steps.len() as i32,
         });
     }
 }

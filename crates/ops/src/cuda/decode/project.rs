@@ -43,10 +43,10 @@ impl<'a> Output<'a> {
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub(super) struct Out {
-    y: u64,
+    pub(super) y: u64,
     bias: u64,
     pub(super) outputs: i32,
-    add: i32,
+    pub(super) add: i32,
     softcap: f32,
     pad: i32,
 }
