@@ -234,15 +234,18 @@ __device__ __forceinline__ float forced(float v, const float* mask, int at) {
     return mask ? __ldg(mask + at) * (fabsf(v) + FORCED) : v;
 }
 
-// A sum with its bias, and under the cap.
-__device__ __forceinline__ float finished(const Out& o, int column, float v) {
-    if (o.bias) v += __ldg(o.bias + column);
+__device__ __forceinline__ float with_bias(const Out& o, int column, float v) {
+    return o.bias ? v + __ldg(o.bias + column) : v;
+}
+
+// A sum with its bias, under the cap.
+__device__ __forceinline__ float finished(const Out& o, float v) {
     return o.softcap > 0.f ? o.softcap * tanhf(v / o.softcap) : v;
 }
 
 // A sum becomes a result.
 __device__ __forceinline__ void put(const Out& o, int b, int column, float v) {
-    v = finished(o, column, v);
+    v = finished(o, with_bias(o, column, v));
     float* y = o.y + static_cast<long long>(b) * o.outputs + column;
     *y = o.add ? load(y) + v : v;
 }

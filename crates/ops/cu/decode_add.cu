@@ -259,7 +259,7 @@ __device__ __forceinline__ void add(const Add& a) {
     if (puts)
 #pragma unroll
         for (int b = 0; b < B; b++) {
-            const float sum = finished(a.out, output, total[b]);
+            const float sum = finished(a.out, with_bias(a.out, output, total[b]));
             a.out.y[static_cast<long long>(b) * a.out.outputs + output] = before[b] + sum;
         }
 }

@@ -22,33 +22,74 @@ struct Cache<float> {
 template <typename W>
 __device__ __forceinline__ void begin(const Program& p, const Embed& e) {
     using T = typename Cache<W>::Table;
-    const int all = gridDim.x * THREADS, t = blockIdx.x * THREADS + threadIdx.x;
+    const int all = gridDim.x * THREADS, t = blockIdx.x * THREADS + thread();
     for (int column = t; column < e.width; column += all) tell(e.x + column, embedded<T>(e, 0, column));
     for (int i = t; i < p.words; i += all) p.counts[i] = 0;
 }
 
 template <typename W>
-__device__ __forceinline__ void attention(const Program& p, int step) {
+__device__ __forceinline__ void attention(const Program& p, const Step& s) {
     using T = typename Cache<W>::T;
-    const Attend& a = fixed().steps[step].attend;
+    const Attend& a = s.attend;
     const int group = a.heads / a.kv_heads;
     if (group == 1)
-        attend<T, 1>(p, step);
+        attend<T, 1>(p, s);
     else if (group <= 4)
-        attend<T, 4>(p, step);
+        attend<T, 4>(p, s);
     else
-        attend<T, 8>(p, step);
+        attend<T, 8>(p, s);
+}
+
+// What is known of the block's i-th output, from a list that has it at `row`: on its way to shared memory
+// while the output is summed. A register would have to wait for it.
+__device__ __forceinline__ void look_at(What what, const float* list, int i, int row) {
+    if (!list || i >= KNOWN) return;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address(fixed().known[what] + i)),
+                 "l"(list + row)
+                 : "memory");
+}
+// The same thread's, behind all it copied; `none` where there is no list.
+__device__ __forceinline__ float known(What what, const float* list, int i, int row, float none) {
+    if (!list) return none;
+    return i < KNOWN ? fixed().known[what][i] : __ldg(list + row);
+}
+
+__device__ __forceinline__ void look_at_output(const Step& s, int i, int row) {
+    look_at(RESIDUAL, s.before, i, row);
+    look_at(BIAS, s.out.bias, i, row);
+    look_at(MASK, s.mask, i, row);
+    if (!s.by_input) look_at(SCALE, s.scales[0], i, row);
+}
+__device__ __forceinline__ void look_at_up(const Step& s, int i, int row) {
+    look_at(UP_BIAS, s.up_bias, i, row);
+    look_at(UP_SCALE, s.scales[1], i, row);
+}
+
+// A result of the block's, its i-th.
+__device__ __forceinline__ void give(const Step& s, int i, int row, float v) {
+    if (s.before) {
+        Coming residual(i < KNOWN ? nullptr : s.before + row);
+        if (i < KNOWN) residual.from = s.before + row, residual.word = __float_as_uint(fixed().known[RESIDUAL][i]);
+        v += residual.value();
+    }
+    if (s.last)
+        s.out.y[row] = v;
+    else
+        tell(s.out.y + row, v);
 }
 
 // The open neurons of the block's, from the gate of thread t's: how many.
-__device__ __forceinline__ int list_open(const Step& s, float gate, int neuron, bool there,
-                                         float bias, float mask) {
+__device__ __forceinline__ int list_open(const Step& s, float gate, int neuron, bool there) {
     Fixed& f = fixed();
     const unsigned lists = f.lists;
-    gate = inlined_curve(s.act, s.act_p, gate + bias);
-    if (s.mask) gate = mask * (fabsf(gate) + FORCED);
+    const int t = thread();
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    if (there) {
+        if (!s.by_input) gate *= known(SCALE, s.scales[0], t, neuron, 1.f);
+        gate = inlined_curve(s.act, s.act_p, gate + known(BIAS, s.out.bias, t, neuron, 0.f));
+        if (s.mask) gate = known(MASK, s.mask, t, neuron, 1.f) * (fabsf(gate) + FORCED);
+    }
     const bool open = there && gate != 0.f;
-    if (there && !open) tell(s.out.y + neuron, 0.f);
     // The list before is done with.
     if (lists > 0) signal_wait(&f.taken, (lists - 1) & 1);
     unsigned count;
@@ -57,26 +98,30 @@ __device__ __forceinline__ int list_open(const Step& s, float gate, int neuron, 
         f.open[at] = neuron;
         f.gates[at] = gate;
     }
-    if (threadIdx.x == 0) {
+    if (thread() == 0) {
         f.open_count = count;
         f.lists = lists + 1;
     }
     meet();
-    if (threadIdx.x == 0) {
+    if (thread() == 0) {
         signal_arrive(&f.listed, 1);
         if (s.counts)
             for (int k = 0; k < 2; k++) atomicAdd(s.counts + k, count);
     }
+    if (there && !open) tell(s.out.y + neuron, 0.f);
     return count;
 }
 
 // A step with a matrix or two: what enters; by input the sums of columns, then rows that come
 // through the ring, all or those of open neurons; and what becomes of the sums.
 template <typename W>
-__device__ __forceinline__ void product(const Program& p, int step) {
+__device__ __forceinline__ void product(const Program& p, const Step& s) {
     constexpr int N = Weights<W>::N;
-    const Step& s = fixed().steps[step];
-    const int t = threadIdx.x, outputs = s.out.outputs;
+    const int t = thread(), outputs = s.out.outputs;
+    // A block that comes late finds everything told, and looks at it before it does anything else.
+    Inputs inputs;
+    const bool late = most_are_done(s.number);
+    if (late) inputs.look(s.feed, 4 * t);
     const bool neurons = s.kind == NEURONS, add = s.kind == ADD, by_input = s.by_input;
     // Rows by input have units in int8. Where the values themselves are read as well, those times
     // units lie behind them.
@@ -91,25 +136,18 @@ __device__ __forceinline__ void product(const Program& p, int step) {
     const int first = min(static_cast<int>(blockIdx.x) * s.columns.lanes * N, outputs);
     const int count = by_input ? min(s.columns.lanes * N, outputs - first) : count_of(s.own);
     const int mine = by_input ? first + t : own_row(t);
-    // On their way meanwhile.
-    float sum = 0.f, bias = 0.f, mask = 1.f;
-    const float* const before = s.before;
-    Coming residual(before && t < count ? before + mine : nullptr);
-    if (neurons && s.out.bias && t < count) bias = __ldg(s.out.bias + mine);
-    if (neurons && s.mask && t < count) mask = __ldg(s.mask + mine);
-    wait_for_most(p);
-    const int total = entering.enter(s, in);
-    // A result of the block's, its i-th.
-    const auto give = [&](int row, float v, int i) {
-        if (before) v += i == t ? residual.value() : told(before + row);
-        if (s.last)
-            s.out.y[row] = v;
-        else
-            tell(s.out.y + row, v);
-    };
+    if (!late) {
+        wait_for_most(p, s.number);
+        inputs.look(s.feed, 4 * t);
+    }
+    const int total = entering.enter(s, in, inputs);
+    if (t < count) look_at_output(s, t, mine);
+    if (s.pairs && t < count) look_at_up(s, t, mine);
+    float sum = 0.f;
     if (by_input) sum = columns<W>(s, in, total);
     if (add) {
-        if (t < count) give(mine, finished(s.out, mine, sum), t);
+        if (t < count)
+            give(s, t, mine, finished(s.out, sum + known(BIAS, s.out.bias, t, mine, 0.f)));
         return;
     }
     float* const sums = fixed().sums;
@@ -118,33 +156,32 @@ __device__ __forceinline__ void product(const Program& p, int step) {
 #pragma unroll 1
     for (int pass = by_input ? 1 : 0; pass < passes; pass++) {
         if (pass == 1 && neurons) {
-            if (!by_input && t < count)
-                sum = s.scales[0] ? sums[t] * __ldg(s.scales[0] + mine) : sums[t];
-            rows = list_open(s, sum, mine, t < count, bias, mask);
+            rows = list_open(s, by_input || t >= count ? sum : sums[t], mine, t < count);
+            if (t < rows) look_at_up(s, t, fixed().open[t]);
         }
         dots<W>(p, s.teams, s.stride[pass] / N, in.values, rows, sums + (pass && s.pairs ? count : 0));
     }
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#pragma unroll 1
     for (int i = t; i < rows; i += THREADS) {
         const int row = neurons ? fixed().open[i] : own_row(i);
-        const auto scaled = [&](int which, float v) {
-            return s.scales[which] ? v * __ldg(s.scales[which] + row) : v;
-        };
+        float v;
+        if (!neurons)
+            v = sums[i] * known(SCALE, s.scales[0], i, row, 1.f) + known(BIAS, s.out.bias, i, row, 0.f);
         if (s.kind == ROWS && !s.pairs) {
-            give(row, finished(s.out, row, scaled(0, sums[i])), i);
+            give(s, i, row, finished(s.out, v));
             continue;
         }
-        float gate = neurons ? fixed().gates[i] : scaled(0, sums[i]);
-        if (!neurons)
-            gate = inlined_curve(s.act, s.act_p, gate + (s.out.bias ? __ldg(s.out.bias + row) : 0.f));
-        float up = scaled(1, sums[i + (neurons ? 0 : count)]);
-        if (s.up_bias) up += __ldg(s.up_bias + row);
-        give(row, inlined_curve(s.then, s.then_p, gate * up), i);
+        const float gate = neurons ? fixed().gates[i] : inlined_curve(s.act, s.act_p, v);
+        const float up = sums[i + (neurons ? 0 : count)] * known(UP_SCALE, s.scales[1], i, row, 1.f) +
+                         known(UP_BIAS, s.up_bias, i, row, 0.f);
+        give(s, i, row, inlined_curve(s.then, s.then_p, gate * up));
     }
 }
 
 template <typename W>
 __device__ __forceinline__ void walk(const Program& p) {
-    const int t = threadIdx.x;
+    const int t = thread();
 #pragma unroll 1
     for (int n = 0; n < p.step_count; n++) {
         Fixed& f = fixed();
@@ -157,17 +194,17 @@ __device__ __forceinline__ void walk(const Program& p) {
         if (kind == EMBED)
             begin<W>(p, f.steps[step].embed);
         else if (kind == ATTEND)
-            attention<W>(p, step);
+            attention<W>(p, f.steps[step]);
         else
-            product<W>(p, step);
+            product<W>(p, f.steps[step]);
         asm volatile("cp.async.wait_all;" ::: "memory");
-        if (n + 1 < p.step_count) arrive(p);
+        if (n + 1 < p.step_count) arrive(p, n);
     }
 }
 
 template <typename W>
 __device__ __forceinline__ void run(const Program& p) {
-    const int t = threadIdx.x;
+    const int t = thread();
     Fixed& f = fixed();
     if (t < sizeof(Step) / 16)
         reinterpret_cast<uint4*>(f.steps)[t] = reinterpret_cast<const uint4*>(p.steps)[t];
@@ -192,7 +229,13 @@ __device__ __forceinline__ void run(const Program& p) {
         walk<W>(p);
     } else {
         leave_registers();
-        if (t % 32 == 0) bring_rows(p, (t - THREADS) / 32);
+        const int which = (t - THREADS) / 32;
+        if (t % 32 == 0) {
+            if (which < BRINGERS)
+                bring_rows(p, which);
+            else
+                watch(p);
+        }
     }
 }
 

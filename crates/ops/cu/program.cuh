@@ -3,15 +3,17 @@
 // One block on each multiprocessor goes through the steps of a program, and tells the others its
 // results. What a step costs beside its weights is that and not the start of a kernel; and weights that are read in any case are on their way to shared memory long before their step.
 //
-// A block has WARPS warps that work, and a few more of which a thread each brings those weights.
+// A block has WARPS warps that work, and a few more of which a thread each brings those weights or
+// watches the others.
 #pragma once
 
 #include "decode_attention.cuh"
 #include "embed.cuh"
 
 constexpr int WARPS = 16, THREADS = 32 * WARPS;
-constexpr int BRINGERS = 4;  // warps: registers move between groups of four
-constexpr int ALL = THREADS + 32 * BRINGERS;
+constexpr int BRINGERS = 3;
+// With the one that watches: registers move between groups of four warps.
+constexpr int ALL = THREADS + 32 * (BRINGERS + 1);
 
 enum Kind { EMBED, ADD, ROWS, NEURONS, ATTEND };
 
@@ -54,8 +56,9 @@ struct __align__(16) Step {
     int by_input;  // of NEURONS: how the gate lies
     int pairs;     // of ROWS: gate and up
     int join;      // of attention's result, whether shares of its keys are still to be joined
+    int number;    // of those before
     int last;      // its results are the program's
-    int pads[3];
+    int pads[2];
     Feed feed;
     Out out;
     Own own;  // outputs, of rows
@@ -100,6 +103,13 @@ __device__ __forceinline__ void leave_registers() {
 #endif
 }
 
+// The thread's number, read each time: kept, it would have a place in local memory, which is far.
+__device__ __forceinline__ int thread() {
+    int t;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
+    return t;
+}
+
 // The working threads of a block meet.
 __device__ __forceinline__ void meet() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
 
@@ -108,15 +118,20 @@ constexpr int PIECE = 16 * THREADS;  // bytes that the threads copy at once
 constexpr int OWN = 2048;            // outputs of a block
 constexpr int OPEN = 512;            // neurons of a block
 constexpr int SIGNALS = 64;          // of pieces in the ring, in turn
+constexpr int KNOWN = 128;           // outputs of a block
+
+// What is known of an output before it is summed.
+enum What { RESIDUAL, BIAS, MASK, UP_BIAS, SCALE, UP_SCALE, WHATS };
 
 struct Fixed {
     Step steps[2];
     unsigned long long full[SIGNALS], empty[SIGNALS], listed, taken;
-    unsigned long long target;  // of the next meeting
-    int step;                   // that has begun
-    unsigned phase;             // of this token's words
+    unsigned arrived, seen;  // before this token, and in it
+    unsigned phase;          // of this token's words
+    int step;                // that has begun
     float sums[OWN];
     float gates[OPEN];
+    float known[WHATS][KNOWN];
     unsigned short open[OPEN];
     unsigned marks[3][WARPS];
     float scratch[2][WARPS];
@@ -130,7 +145,7 @@ struct Fixed {
 // Threads share all of it, and nothing is left to be kept in local memory, which would lie in L2:
 // behind FIXED bytes there are pieces on their way, what the step needs, and the ring.
 extern __shared__ __align__(128) unsigned char shared[];
-constexpr int FIXED = 14 << 10;
+constexpr int FIXED = 17 << 10;
 static_assert(sizeof(Fixed) <= FIXED, "has room");
 
 __device__ __forceinline__ Fixed& fixed() { return *reinterpret_cast<Fixed*>(shared); }
@@ -158,7 +173,7 @@ __device__ __forceinline__ float inlined_curve(int kind, float p, float x) {
 // Sums over the working threads, in each. Another place until all have met again.
 __device__ __forceinline__ float sum_of_block(float v, int place) {
     float* scratch = fixed().scratch[place];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int lane = thread() & 31, warp = thread() >> 5;
     v = warp_sum(v);
     if (lane == 0) scratch[warp] = v;
     meet();
@@ -169,7 +184,7 @@ __device__ __forceinline__ float sum_of_block(float v, int place) {
 // again.
 __device__ __forceinline__ unsigned sum_before(unsigned n, unsigned& total, int place) {
     unsigned* scratch = fixed().marks[place];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int lane = thread() & 31, warp = thread() >> 5;
     unsigned up_to = n;
 #pragma unroll
     for (int d = 1; d < 32; d <<= 1) {

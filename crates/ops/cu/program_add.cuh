@@ -18,7 +18,7 @@ struct Adder {
     bool mine;
 
     __device__ __forceinline__ static unsigned char* place(int set, int u) {
-        return shared + FIXED + (set * SET + u) * PIECE + threadIdx.x * 16;
+        return shared + FIXED + (set * SET + u) * PIECE + thread() * 16;
     }
 
     // The pieces of a set, which come one after the other.
@@ -65,7 +65,7 @@ template <typename W>
 __device__ __forceinline__ float columns(const Step& s, const Entered& in, int total) {
     constexpr int N = Adder<W>::N;
     const Columns shared_out = s.columns;
-    const int t = threadIdx.x, lanes = shared_out.lanes, width = lanes * N;
+    const int t = thread(), lanes = shared_out.lanes, width = lanes * N;
     const int group = divided(t, shared_out.by_lanes), lane_column = (t - group * lanes) * N;
     const int column = blockIdx.x * width + lane_column;
     Adder<W> adder;

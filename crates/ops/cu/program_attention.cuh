@@ -19,13 +19,12 @@ struct Attending {
 };
 
 template <typename T, int G>
-__device__ __noinline__ void attend(const Program& p, int step) {
+__device__ __noinline__ void attend(const Program& p, const Step& s) {
     constexpr int N = 16 / sizeof(T), NV = HEAD / 32 / N;
     constexpr int COLUMNS = NV * N;  // that a lane has of a head
     constexpr int KEYS = 2 / NV;     // on their way, in places of the thread's own
     static_assert(KEYS * 2 * NV * PIECE <= 4 * PARTS, "in the same place");
     Attending<G>& room = *at_byte<Attending<G>>(fixed().steps_own);
-    const Step& s = fixed().steps[step];
     const Attend& a = s.attend;
     const int position = fixed().position;
     const int t = threadIdx.x, lane = t & 31, warp = t >> 5;
@@ -34,8 +33,8 @@ __device__ __noinline__ void attend(const Program& p, int step) {
     const bool valid = position < min(a.context, a.max_pos);
     const Share span = share_of(valid ? position : 0, a.window, share, shares);
     if (kv_head >= a.kv_heads) {
-        wait_for_most(p);
-        begin_step();
+        wait_for_most(p, s.number);
+        begin_step(s.number);
         return;
     }
     const bool last = share == span.active - 1;
@@ -46,8 +45,8 @@ __device__ __noinline__ void attend(const Program& p, int step) {
     float* const out = a.out + (share * a.heads + first_head) * dim;
     float* const seen = a.partial + 2 * (first_head * shares + share);
     if (!valid || share >= span.active) {
-        wait_for_most(p);
-        begin_step();
+        wait_for_most(p, s.number);
+        begin_step(s.number);
         for (int i = t; i < here * dim; i += THREADS) tell(out + i, valid || share > 0 ? 0.f : nanf(""));
         if (t < 2 * here) tell(seen + 2 * shares * (t / 2) + t % 2, 0.f);
         return;
@@ -92,7 +91,7 @@ __device__ __noinline__ void attend(const Program& p, int step) {
     copy(room.angles, a.angles + static_cast<long long>(position) * 2 * a.pairs, 2 * a.pairs);
     for (int n = 0; n < 2; n++)
         if (a.gains[n]) copy(room.gains[n], a.gains[n], dim);
-    wait_for_most(p);
+    wait_for_most(p, s.number);
 
     // The queries, the key and the value, zeros behind them; norms of the first, and their turns.
     const auto row_of = [&](int r) { return room.rows[r < here ? r : G + r - here]; };
@@ -102,7 +101,8 @@ __device__ __noinline__ void attend(const Program& p, int step) {
         const int head = r < here ? first_head + r : a.heads + kv_head + (r - here) * a.kv_heads;
         row_of(r)[d] = d < dim ? told(a.qkv + head * dim + d) : 0.f;
     }
-    begin_step();
+    begin_step(s.number);
+    asm volatile("cp.async.wait_all;" ::: "memory");
     meet();
     if (a.gains[0] || a.gains[1]) {
 #pragma unroll 1

@@ -13,7 +13,7 @@ __device__ __forceinline__ const float* shares_of(const Step& s, float* factors,
     if (active == 1) return nullptr;
     // Half a warp has the shares of one head.
 #pragma unroll 1
-    for (int i = threadIdx.x; i < (a.heads + 1) / 2 * 32; i += THREADS) {
+    for (int i = thread(); i < (a.heads + 1) / 2 * 32; i += THREADS) {
         const int head = i / MOST_SHARES, share = i % MOST_SHARES;
         const float2 seen = told_pair(
             a.partial + 2 * (min(head, a.heads - 1) * s.shares + min(share, active - 1)));
@@ -77,7 +77,7 @@ struct List {
         used += bytes;
         float* const to = at_byte<float>(near);
 #pragma unroll 1
-        for (int i = threadIdx.x * 4; i < width; i += HALF) copy_16(to + i, list + i);
+        for (int i = thread() * 4; i < width; i += HALF) copy_16(to + i, list + i);
     }
     __device__ __forceinline__ bool at_hand() const { return !far || near; }
     // From input i on, at hand.
@@ -110,6 +110,17 @@ struct Entered {
     unsigned short* rows;  // those that are not zero
 };
 
+// Inputs on their way, before all else that a step needs.
+struct Inputs {
+    static constexpr int N = 6;
+    Fours<N> x;
+
+    __device__ __forceinline__ static int count(const Feed& f, int i) {
+        return (f.width - i + HALF - 1) / HALF;
+    }
+    __device__ __forceinline__ void look(const Feed& f, int i) { x.look(f.x + i, HALF, count(f, i)); }
+};
+
 // A step's feed, with its lists.
 struct Entering {
     Feed f;
@@ -123,72 +134,89 @@ struct Entering {
           bias(f.bias, f.width, p.flight, used), mask(f.mask, f.width, p.flight, used),
           unit(s.by_input ? s.scales[0] : nullptr, f.width, p.flight, used), listed(s.by_input) {}
 
-    // The mean, where it is taken off, and what the rest is multiplied by.
-    __device__ __forceinline__ void norm(const float* values, float& mean, float& factor) const {
-        const int first = threadIdx.x * 4;
-        const float part = 1.f / f.width;
+    // Of an input the mean, where that is taken off, else what it adds to the sum of squares.
+    __device__ __forceinline__ float part(float x) const { return f.centred ? x : x * x; }
+    __device__ __forceinline__ float part(const float4& v) const {
+        return (part(v.x) + part(v.y)) + (part(v.z) + part(v.w));
+    }
+
+    // The mean, where it is taken off, and what the rest is multiplied by; from the sum of this thread's
+    // parts.
+    __device__ __forceinline__ void norm(const float* values, float parts, float& mean,
+                                         float& factor) const {
+        const float each = 1.f / f.width;
+        float sum = sum_of_block(parts, 0) * each;
+        if (f.centred) {
+            mean = sum;
+            float squares = 0.f;
 #pragma unroll 1
-        for (int pass = f.centred ? 0 : 1; pass < 2; pass++) {
-            float sum = 0.f;
-#pragma unroll 1
-            for (int i = first; i < f.width; i += BOTH) {
+            for (int i = thread() * 4; i < f.width; i += BOTH) {
                 const Eight x = Eight::at(values, i, f.width);
                 float sums[2] = {0.f, 0.f};
 #pragma unroll
                 for (int k = 0; k < 8; k++) {
                     const float d = k < 4 || i + HALF < f.width ? x.v[k] - mean : 0.f;
-                    sums[k % 2] += pass ? d * d : d;
+                    sums[k % 2] += d * d;
                 }
-                sum += sums[0] + sums[1];
+                squares += sums[0] + sums[1];
             }
-            sum = sum_of_block(sum, pass) * part;
-            if (pass)
-                factor = rsqrtf(sum + f.eps);
-            else
-                mean = sum;
+            sum = sum_of_block(squares, 1) * each;
         }
+        factor = rsqrtf(sum + f.eps);
     }
 
-    __device__ __forceinline__ void read(float* values) const {
-        constexpr int N = 6;  // on their way
+    // What is told, of which the first is being looked at: the sum of its parts.
+    __device__ __forceinline__ float read(float* values, Inputs& inputs) const {
+        constexpr int N = Inputs::N;
+        float parts = 0.f;
 #pragma unroll 1
-        for (int i = threadIdx.x * 4; i < f.width; i += N * HALF) {
-            float4 v[N];
-            const int count = (f.width - i + HALF - 1) / HALF;
-            told_fours<N>(v, f.x + i, HALF, count);
+        for (int i = thread() * 4; i < f.width; i += N * HALF) {
+            if (i >= N * HALF) inputs.look(f, i);
+            while (inputs.x.old()) inputs.look(f, i);
+            const int count = Inputs::count(f, i);
 #pragma unroll
             for (int k = 0; k < N; k++)
-                if (k < count) *reinterpret_cast<float4*>(values + i + k * HALF) = v[k];
+                if (k < count) {
+                    const float4 v = inputs.x.at(k);
+                    *reinterpret_cast<float4*>(values + i + k * HALF) = v;
+                    parts += part(v);
+                }
         }
+        return parts;
     }
     // Attention's result, of the shares' sums one behind the other, each times its part.
-    __device__ __forceinline__ void read_shares(float* values, const float* factors, int dim,
-                                                int shares) const {
+    __device__ __forceinline__ float read_shares(float* values, const float* factors, int dim,
+                                                 int shares) const {
         constexpr int N = 4;  // on their way
+        float all = 0.f;
 #pragma unroll 1
-        for (int i = threadIdx.x * 4; i < f.width; i += HALF) {
+        for (int i = thread() * 4; i < f.width; i += HALF) {
             const float* const parts = factors + i / dim * shares;
             float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll 1
             for (int from = 0; from < shares; from += N) {
-                float4 v[N];
-                told_fours<N>(v, f.x + from * f.width + i, f.width, shares - from);
+                Fours<N> x;
+                do x.look(f.x + from * f.width + i, f.width, shares - from);
+                while (x.old());
 #pragma unroll
                 for (int k = 0; k < N; k++) {
                     if (from + k >= shares) break;
                     const float part = parts[from + k];
-                    sum.x = fmaf(part, v[k].x, sum.x), sum.y = fmaf(part, v[k].y, sum.y);
-                    sum.z = fmaf(part, v[k].z, sum.z), sum.w = fmaf(part, v[k].w, sum.w);
+                    const float4 v = x.at(k);
+                    sum.x = fmaf(part, v.x, sum.x), sum.y = fmaf(part, v.y, sum.y);
+                    sum.z = fmaf(part, v.z, sum.z), sum.w = fmaf(part, v.w, sum.w);
                 }
             }
             *reinterpret_cast<float4*>(values + i) = sum;
+            all += part(sum);
         }
+        return all;
     }
 
     // Any of it, one value after the other: activations with an exponential take long in any case.
     __device__ __forceinline__ void apply_any(float* values, float mean, float factor) const {
 #pragma unroll 1
-        for (int i = threadIdx.x * 4; i < f.width; i += HALF)
+        for (int i = thread() * 4; i < f.width; i += HALF)
 #pragma unroll 1
             for (int k = 0; k < 4; k++) {
                 float x = values[i + k];
@@ -206,21 +234,21 @@ struct Entering {
 
     // The step before is done: makes what enters, and the list where there is one. Returns how many
     // are on it. All threads see the result behind the call.
-    __device__ __forceinline__ int enter(const Step& s, const Entered& to) const {
+    __device__ __forceinline__ int enter(const Step& s, const Entered& to,
+                                              Inputs& inputs) const {
         // Shared memory is read again behind every store to it: what loops need is in registers.
-        const int width = f.width, first = threadIdx.x * 4;
+        const int width = f.width, first = thread() * 4;
         const bool counted = f.counts && blockIdx.x == 0;
         float* const values = to.values;
         int shares = 1;
         const float* const factors = s.join ? shares_of(s, parts_of_sums(), shares) : nullptr;
-        // Each thread waits for its own inputs only.
-        if (factors)
-            read_shares(values, factors, s.attend.head_dim, shares);
-        else
-            read(values);
-        begin_step();
+        // Each thread waits for its own inputs only, and for what it copied.
+        asm volatile("cp.async.wait_all;" ::: "memory");
+        const float parts = factors ? read_shares(values, factors, s.attend.head_dim, shares)
+                                    : read(values, inputs);
+        begin_step(s.number);
         float mean = 0.f, factor = 1.f;
-        if (f.normed) norm(values, mean, factor);
+        if (f.normed) norm(values, parts, mean, factor);
         bool normed = f.normed, applied = !normed && !f.op && !f.mask && !f.then;
         if (!Plain::has(f.op) || !Plain::has(f.then) || !gain.at_hand() || !bias.at_hand() ||
             !mask.at_hand()) {
@@ -290,10 +318,10 @@ struct Entering {
         if (counted) {
             unsigned all = total;
             if (!listed || unit.far) sum_before(seen, all, 1);
-            if (threadIdx.x < 2) f.counts[threadIdx.x] = all;
+            if (thread() < 2) f.counts[thread()] = all;
         }
         // Rows of weights are filled up, and so is what they are multiplied by.
-        if (threadIdx.x < (64 - width % 64) % 64) values[width + threadIdx.x] = 0.f;
+        if (thread() < (64 - width % 64) % 64) values[width + thread()] = 0.f;
         meet();
         return total;
     }

@@ -49,14 +49,14 @@ __device__ __forceinline__ float2 told_pair(const float* from) {
     return make_float2(without_sign(x), without_sign(y));
 }
 
-// Fours, each `stride` behind the one before, and zeros behind the first `count`. All are on their way
-// at once.
+// Fours of words on their way, all at once: each `stride` behind the one before, `count` of them, and
+// zeros behind those.
 template <int N>
-__device__ __forceinline__ void told_fours(float4 (&v)[N], const float* from, int stride, int count) {
-    const unsigned phase = fixed().phase;
+struct Fours {
     uint4 w[N];
-    unsigned other;
-    do {
+
+    __device__ __forceinline__ void look(const float* from, int stride, int count) {
+        const unsigned phase = fixed().phase;
 #pragma unroll
         for (int k = 0; k < N; k++)
             asm volatile(
@@ -66,16 +66,20 @@ __device__ __forceinline__ void told_fours(float4 (&v)[N], const float* from, in
                 : "=&r"(w[k].x), "=&r"(w[k].y), "=&r"(w[k].z), "=&r"(w[k].w)
                 : "l"(from + k * stride), "r"(static_cast<int>(k < count)), "r"(phase)
                 : "memory");
-        other = 0;
+    }
+    __device__ __forceinline__ bool old() const {
+        const unsigned phase = fixed().phase;
+        unsigned other = 0;
 #pragma unroll
         for (int k = 0; k < N; k++)
             other |= (w[k].x ^ phase) | (w[k].y ^ phase) | (w[k].z ^ phase) | (w[k].w ^ phase);
-    } while (other & 1);
-#pragma unroll
-    for (int k = 0; k < N; k++)
-        v[k] = make_float4(without_sign(w[k].x), without_sign(w[k].y), without_sign(w[k].z),
+        return other & 1;
+    }
+    __device__ __forceinline__ float4 at(int k) const {
+        return make_float4(without_sign(w[k].x), without_sign(w[k].y), without_sign(w[k].z),
                            without_sign(w[k].w));
-}
+    }
+};
 
 // How many times a block was done with a step. The count never goes back: a launch adds the same each
 // time, and so tells which token this is.
@@ -91,44 +95,54 @@ __device__ __forceinline__ void begin_meetings(const Program& p) {
         max(static_cast<unsigned long long>(p.step_count - 1) * gridDim.x, 1ull);
     // Some blocks may have arrived at the first, but not all at the last without this one.
     const unsigned long long n = arrivals(p);
-    fixed().target = n - n % all;
+    fixed().arrived = static_cast<unsigned>(n - n % all);
     // The words are zeros before the first token.
     fixed().phase = ~(n / all) & 1;
-    fixed().step = 0;
+    fixed().step = fixed().seen = 0;
 }
 
-// This block is done with its step.
-__device__ __forceinline__ void arrive(const Program& p) {
+// This block is done with step n.
+__device__ __forceinline__ void arrive(const Program& p, int n) {
     meet();
-    if (threadIdx.x) return;
-    if (fixed().step == 0)
+    if (thread()) return;
+    if (n == 0)
         asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(p.arrived) : "memory");
     else
         asm volatile("red.relaxed.gpu.global.add.u64 [%0], 1;" ::"l"(p.arrived) : "memory");
 }
 
-// Almost all are done with the step before, behind the first step all.
-__device__ __forceinline__ void wait_for_most(const Program& p) {
-    if (threadIdx.x == 0) {
-        const unsigned long long all = fixed().target += gridDim.x;
-        if (fixed().step == 0) {
-            while (arrivals(p) < all) {
-            }
-        } else {
-            unsigned long long n;
-            do asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(n) : "l"(p.arrived) : "memory");
-            while (n + gridDim.x / 16 < all);
-        }
+// What a thread does that nobody waits for: it keeps at hand how often blocks have arrived.
+__device__ __forceinline__ void watch(const Program& p) {
+    volatile unsigned& seen = fixed().seen;
+    const unsigned first = fixed().arrived, all = (p.step_count - 1) * gridDim.x;
+    unsigned n = 0;
+    while (n < all) {
+        unsigned long long now;
+        asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(now) : "l"(p.arrived) : "memory");
+        seen = n = static_cast<unsigned>(now) - first;
     }
-    // What each thread copied to shared memory meanwhile is there for all as well.
-    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+// Whether almost all are done with what is before step n.
+__device__ __forceinline__ bool most_are_done(int n) {
+    const volatile unsigned& seen = fixed().seen;
+    return n > 1 && seen + gridDim.x / 16 >= n * gridDim.x;
+}
+
+// Each thread waits for that; in front of step 1 for all, and what they cleared.
+__device__ __forceinline__ void wait_for_most(const Program& p, int n) {
+    if (n > 1) {
+        while (!most_are_done(n)) {
+        }
+        return;
+    }
+    if (thread() == 0)
+        while (static_cast<unsigned>(arrivals(p)) - fixed().arrived < gridDim.x) {
+        }
     meet();
 }
 
-// What was told is here: the step's rows may come as they can.
-__device__ __forceinline__ void begin_step() {
-    if (threadIdx.x == 0) {
-        volatile int& step = fixed().step;
-        step = step + 1;
-    }
+// What was told is here: the rows of step n may come as they can.
+__device__ __forceinline__ void begin_step(int n) {
+    if (thread() == 0) static_cast<volatile int&>(fixed().step) = n;
 }

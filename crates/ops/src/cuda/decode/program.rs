@@ -27,11 +27,11 @@ const HELD: usize = 32;
 const OWN: usize = 2048;
 const OPEN: usize = 512;
 /// `Fixed`, and a little more.
-const FIXED: usize = 14 << 10;
+const FIXED: usize = 17 << 10;
 /// Slots of the ring and their bytes, at most, and warps of which a thread fills them.
 const SLOTS: usize = 32;
 const SLOT: usize = 8 << 10;
-const BRINGERS: usize = 4;
+const BRINGERS: usize = 3;
 /// Pieces of rows on their way.
 const PIECE: usize = 16 * THREADS;
 const FLIGHT: usize = 8 * PIECE;
@@ -105,8 +105,9 @@ struct Step {
     by_input: i32,
     pairs: i32,
     join: i32,
+    number: i32,
     last: i32,
-    pads: [i32; 3],
+    pads: [i32; 2],
     feed: Feed,
     out: Out,
     own: Own,
@@ -229,7 +230,7 @@ impl Program {
             slot_bytes: ring.slot as i32,
             slots: ring.slots as i32,
         };
-        let threads = (THREADS + 32 * BRINGERS) as u32;
+        let threads = (THREADS + 32 * (BRINGERS + 1)) as u32;
         let grid = Grid::new(gpu.processors as usize, threads).shared(fixed + ring.bytes());
         let name = format!("program_{}", format.name());
         kept.extend([on_steps, on_passes, arrived]);
@@ -417,6 +418,7 @@ impl Recorder<'_> {
             step.shares = before.shares;
             step.join = i32::from(before.shares > 1);
         }
+        step.number = self.steps.len() as i32;
         self.steps.push(step);
         Ok(())
     }
