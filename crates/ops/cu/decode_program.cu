@@ -159,7 +159,8 @@ __device__ __forceinline__ void product(const Program& p, const Step& s) {
             rows = list_open(s, by_input || t >= count ? sum : sums[t], mine, t < count);
             if (t < rows) look_at_up(s, t, fixed().open[t]);
         }
-        dots<W>(p, s.teams, s.stride[pass] / N, in.values, rows, sums + (pass && s.pairs ? count : 0));
+        dots<W>(p, s.teams, s.stride[pass] / N, in.values, rows, sums + (pass && s.pairs ? count : 0),
+                s.pairs && pass == 0);
     }
     asm volatile("cp.async.wait_all;" ::: "memory");
 #pragma unroll 1

@@ -85,11 +85,21 @@ __device__ __forceinline__ float columns(const Step& s, const Entered& in, int t
     // The sums of the groups: each thread adds those of some groups, then a column's parts.
     float* sums = parts_of_sums();  // [groups, width]
     if (group < adder.groups) {
-        float4* to = reinterpret_cast<float4*>(sums + group * width + lane_column);
+        // Neighbours begin with another four, so that those that write together write all banks.
+        constexpr int FOURS = N / 4;
+        float4* const to = reinterpret_cast<float4*>(sums + group * width + lane_column);
+        const int turn = (thread() & 7) * FOURS / 8;
 #pragma unroll
-        for (int k = 0; k < N; k += 4)
-            to[k / 4] =
-                make_float4(adder.acc[k], adder.acc[k + 1], adder.acc[k + 2], adder.acc[k + 3]);
+        for (int k = 0; k < FOURS; k++) {
+            const int which = (k + turn) % FOURS;
+            float4 v = make_float4(adder.acc[0], adder.acc[1], adder.acc[2], adder.acc[3]);
+#pragma unroll
+            for (int n = 1; n < FOURS; n++)
+                if (which == n)
+                    v = make_float4(adder.acc[4 * n], adder.acc[4 * n + 1], adder.acc[4 * n + 2],
+                                    adder.acc[4 * n + 3]);
+            to[which] = v;
+        }
     }
     meet();
     const int per = shared_out.parts;
@@ -104,7 +114,7 @@ __device__ __forceinline__ float columns(const Step& s, const Entered& in, int t
     meet();
     sum = 0.f;
     if (t < width)
-#pragma unroll 1
+#pragma unroll 4
         for (int k = 0; k < per; k++) sum += parts[k * width + t];
     return sum;
 }

@@ -91,7 +91,6 @@ __device__ __noinline__ void attend(const Program& p, const Step& s) {
     copy(room.angles, a.angles + static_cast<long long>(position) * 2 * a.pairs, 2 * a.pairs);
     for (int n = 0; n < 2; n++)
         if (a.gains[n]) copy(room.gains[n], a.gains[n], dim);
-    wait_for_most(p, s.number);
 
     // The queries, the key and the value, zeros behind them; norms of the first, and their turns.
     const auto row_of = [&](int r) { return room.rows[r < here ? r : G + r - here]; };

@@ -112,13 +112,18 @@ struct Entered {
 
 // Inputs on their way, before all else that a step needs.
 struct Inputs {
-    static constexpr int N = 6;
-    Fours<N> x;
+    static constexpr int FEW = 2, MANY = 6;
+    Fours<FEW> first;
+    Fours<MANY - FEW> rest;
 
     __device__ __forceinline__ static int count(const Feed& f, int i) {
         return (f.width - i + HALF - 1) / HALF;
     }
-    __device__ __forceinline__ void look(const Feed& f, int i) { x.look(f.x + i, HALF, count(f, i)); }
+    __device__ __forceinline__ void look(const Feed& f, int i) {
+        const int n = count(f, i);
+        first.look(f.x + i, HALF, n);
+        if (f.width > FEW * HALF) rest.look(f.x + i + FEW * HALF, HALF, n - FEW);
+    }
 };
 
 // A step's feed, with its lists.
@@ -167,21 +172,28 @@ struct Entering {
 
     // What is told, of which the first is being looked at: the sum of its parts.
     __device__ __forceinline__ float read(float* values, Inputs& inputs) const {
-        constexpr int N = Inputs::N;
         float parts = 0.f;
 #pragma unroll 1
-        for (int i = thread() * 4; i < f.width; i += N * HALF) {
-            if (i >= N * HALF) inputs.look(f, i);
-            while (inputs.x.old()) inputs.look(f, i);
-            const int count = Inputs::count(f, i);
-#pragma unroll
-            for (int k = 0; k < N; k++)
-                if (k < count) {
-                    const float4 v = inputs.x.at(k);
-                    *reinterpret_cast<float4*>(values + i + k * HALF) = v;
-                    parts += part(v);
-                }
+        for (int i = thread() * 4; i < f.width; i += Inputs::MANY * HALF) {
+            if (i >= Inputs::MANY * HALF) inputs.look(f, i);
+            parts += take(values, inputs.first, i);
+            if (f.width > Inputs::FEW * HALF)
+                parts += take(values, inputs.rest, i + Inputs::FEW * HALF);
         }
+        return parts;
+    }
+    template <int N>
+    __device__ __forceinline__ float take(float* values, Fours<N>& x, int i) const {
+        const int count = Inputs::count(f, i);
+        while (x.old()) x.look(f.x + i, HALF, count);
+        float parts = 0.f;
+#pragma unroll
+        for (int k = 0; k < N; k++)
+            if (k < count) {
+                const float4 v = x.at(k);
+                *reinterpret_cast<float4*>(values + i + k * HALF) = v;
+                parts += part(v);
+            }
         return parts;
     }
     // Attention's result, of the shares' sums one behind the other, each times its part.

@@ -198,10 +198,11 @@ __device__ __forceinline__ void load_inputs(float (&h)[N], const float* values, 
 }
 
 // The products of the ring's next `count` rows with `values`, which are zeros behind the width, to
-// `to`. All threads see them behind the call.
+// `to`: row by row in turn to the threads, which see their own behind the call. Where `more` rows
+// follow at once, or nothing else lets threads meet before they do, all have met behind it.
 template <typename W>
-__device__ __forceinline__ void dots(const Program& p, const Teams& teams, int vectors,
-                                     const float* values, int count, float* to) {
+__device__ __forceinline__ void dots(const Program& p, const Teams teams, int vectors,
+                                     const float* values, int count, float* to, bool more) {
     constexpr int N = Weights<W>::N, VECTORS = HELD / N;  // of a lane
     Fixed& f = fixed();
     float* const all_parts = parts_of_sums();
@@ -249,16 +250,17 @@ __device__ __forceinline__ void dots(const Program& p, const Teams& teams, int v
         meet();
         for (int row = t; row < end - begin; row += THREADS) {
             float sum = 0.f;
-#pragma unroll 1
+#pragma unroll 4
             for (int k = 0; k < size; k++) sum += all_parts[k * room + row];
             to[begin + row] = sum;
         }
-        if (t == 0 && end == count) {
+        // By a thread that has nothing else to do.
+        if (t == THREADS - 1 && end == count) {
             Place behind{f.pieces, f.slot};
             behind.skip(count * pieces, slots);
             f.pieces = behind.entry;
             f.slot = behind.slot;
         }
-        meet();
+        if (more || room < count) meet();
     }
 }

@@ -482,7 +482,7 @@ impl Recorder<'_> {
         step.columns = Columns {
             lanes: lanes as i32,
             groups: groups as i32,
-            parts: (groups / 32).clamp(1, (THREADS / width).max(1)) as i32,
+            parts: (groups / 8).clamp(1, (THREADS / width).clamp(1, 8)) as i32,
             by_lanes: inverse(lanes),
             by_width: inverse(width),
         };
