@@ -27,7 +27,7 @@ struct Adder {
         for (int u = 0; u < SET; u++) {
             const int q = first + u * groups;
             if (!mine || q >= end) continue;
-            copy_16(place(set, u), weights + static_cast<uint64_t>(rows[q]) * stride);
+            copy_16_of_128(place(set, u), weights + static_cast<uint64_t>(rows[q]) * stride);
         }
         asm volatile("cp.async.commit_group;" ::: "memory");
     }

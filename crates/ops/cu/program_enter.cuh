@@ -139,10 +139,13 @@ struct Entering {
           bias(f.bias, f.width, p.flight, used), mask(f.mask, f.width, p.flight, used),
           unit(s.by_input ? s.scales[0] : nullptr, f.width, p.flight, used), listed(s.by_input) {}
 
-    // Of an input the mean, where that is taken off, else what it adds to the sum of squares.
-    __device__ __forceinline__ float part(float x) const { return f.centred ? x : x * x; }
+    // What is summed of inputs while they are read: for a norm themselves, where it takes off their mean,
+    // or squares; else how many are not zero.
     __device__ __forceinline__ float part(const float4& v) const {
-        return (part(v.x) + part(v.y)) + (part(v.z) + part(v.w));
+        const auto one = [](float x) { return __float_as_uint(x) << 1 ? 1.f : 0.f; };
+        if (!f.normed) return (one(v.x) + one(v.y)) + (one(v.z) + one(v.w));
+        if (f.centred) return (v.x + v.y) + (v.z + v.w);
+        return fmaf(v.x, v.x, v.y * v.y) + fmaf(v.z, v.z, v.w * v.w);
     }
 
     // The mean, where it is taken off, and what the rest is multiplied by; from the sum of this thread's
@@ -170,7 +173,7 @@ struct Entering {
         factor = rsqrtf(sum + f.eps);
     }
 
-    // What is told, of which the first is being looked at: the sum of its parts.
+    // What is told, of which the first is being looked at: the sum of parts.
     __device__ __forceinline__ float read(float* values, Inputs& inputs) const {
         float parts = 0.f;
 #pragma unroll 1
@@ -261,7 +264,8 @@ struct Entering {
         begin_step(s.number);
         float mean = 0.f, factor = 1.f;
         if (f.normed) norm(values, parts, mean, factor);
-        bool normed = f.normed, applied = !normed && !f.op && !f.mask && !f.then;
+        const bool as_is = !f.normed && !f.op && !f.mask && !f.then;
+        bool normed = f.normed, applied = as_is;
         if (!Plain::has(f.op) || !Plain::has(f.then) || !gain.at_hand() || !bias.at_hand() ||
             !mask.at_hand()) {
             apply_any(values, mean, factor);
@@ -269,7 +273,9 @@ struct Entering {
             applied = true;
         }
         unsigned mine = 0, seen = 0;  // on the list, and not zero
-        if (listed || counted || !applied) {
+        if (as_is && !unit.far) {
+            seen = static_cast<unsigned>(parts);
+        } else if (listed || counted || !applied) {
             const Plain op(f.op, f.op_p), then(f.then, f.then_p);
 #pragma unroll 1
             for (int i = first; i < width; i += BOTH) {

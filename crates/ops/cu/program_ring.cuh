@@ -64,6 +64,12 @@ __device__ __forceinline__ void copy_16(void* to, const void* from) {
                  : "memory");
 }
 
+// The same where other blocks copy the rest of 128 bytes at about the time: memory gives them at once.
+__device__ __forceinline__ void copy_16_of_128(void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(address(to)), "l"(from)
+                 : "memory");
+}
+
 // Blocks read neighbours at the same time.
 __device__ __forceinline__ int count_of(const Own& own) {
     return own.each + (static_cast<int>(blockIdx.x) < own.more);
@@ -133,11 +139,12 @@ __device__ __forceinline__ void bring_rows(const Program& p, int first) {
             const int from = piece * slot_bytes, each = min(slot_bytes, bytes - from);
             // What lay there before has been read.
             if (place.entry >= slots) Place::wait(f.empty, place.entry - slots);
-            // Rows of a step to come follow one another: more on their way would hold up what the blocks
-            // tell each other, and with that all of them.
-            if (place.entry >= BRINGERS)
+            // Of a step to come few pieces are on their way at a time: more would hold up what blocks tell
+            // each other, and with that all of them.
+            constexpr unsigned FEW = 2;
+            if (place.entry >= FEW)
                 while (pass.step > static_cast<volatile int&>(f.step) &&
-                       !Place::given(f.full, place.entry - BRINGERS)) {
+                       !Place::given(f.full, place.entry - FEW)) {
                 }
             unsigned long long* const full = f.full + place.entry % SIGNALS;
             signal_expect(full, each);

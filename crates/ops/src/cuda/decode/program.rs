@@ -477,6 +477,9 @@ impl Recorder<'_> {
     fn lanes(&mut self, step: &mut Step) {
         let vectors = (step.out.outputs as usize).div_ceil(vector(self.format));
         let lanes = vectors.div_ceil(self.blocks);
+        // Memory comes in 32 bytes: halves of them are worth a few blocks without columns, if those are
+        // few.
+        let lanes = if lanes < 8 { lanes } else { lanes.next_multiple_of(2) };
         self.fits &= lanes * vector(self.format) <= THREADS;
         let (groups, width) = (THREADS / lanes, lanes * vector(self.format));
         step.columns = Columns {
