@@ -130,7 +130,7 @@ __device__ __forceinline__ void product(const Program& p, const Step& s) {
     in.values = at_byte<float>(fixed().steps_own);
     in.scaled = in.values + (neurons && by_input && s.scales[0] ? filled : 0);
     in.rows = reinterpret_cast<unsigned short*>(in.scaled + filled);
-    const Entering entering(p, s);
+    const Entering entering(s);
 
     // Outputs of the block: columns by input, else rows; the first ones are thread t's as well.
     const int first = min(static_cast<int>(blockIdx.x) * s.columns.lanes * N, outputs);
@@ -211,7 +211,7 @@ __device__ __forceinline__ void run(const Program& p) {
         reinterpret_cast<uint4*>(f.steps)[t] = reinterpret_cast<const uint4*>(p.steps)[t];
     if (t == 0) {
         f.steps_own = FIXED + p.flight;
-        f.ring = f.steps_own + p.scratch;
+        f.ring = p.ring;
         f.position = static_cast<int>(min(load(p.positions), 0x7fffffffu));
         f.pieces = f.lists = 0;
         f.slot = 0;

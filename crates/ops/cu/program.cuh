@@ -58,7 +58,8 @@ struct __align__(16) Step {
     int join;      // of attention's result, whether shares of its keys are still to be joined
     int number;    // of those before
     int last;      // its results are the program's
-    int pads[2];
+    int lists;     // byte where there is room for its lists,
+    int room;      // and so many bytes
     Feed feed;
     Out out;
     Own own;  // outputs, of rows
@@ -87,8 +88,8 @@ struct Program {
     const unsigned* positions;
     unsigned* counts;
     int step_count, pass_count, words;
-    int flight, scratch, slot_bytes;  // bytes
-    int slots;                        // of the ring
+    int flight, ring, slot_bytes;  // bytes: of pieces on their way, before the ring, of its slots
+    int slots;
 };
 
 // The group that brings weights needs few registers, and the others take what it leaves.

@@ -24,7 +24,7 @@ __device__ __noinline__ void attend(const Program& p, const Step& s) {
     constexpr int COLUMNS = NV * N;  // that a lane has of a head
     constexpr int KEYS = 2 / NV;     // on their way, in places of the thread's own
     static_assert(KEYS * 2 * NV * PIECE <= 4 * PARTS, "in the same place");
-    Attending<G>& room = *at_byte<Attending<G>>(fixed().steps_own);
+    Attending<G>& room = *at_byte<Attending<G>>(FIXED + 4 * PARTS);
     const Attend& a = s.attend;
     const int position = fixed().position;
     const int t = threadIdx.x, lane = t & 31, warp = t >> 5;

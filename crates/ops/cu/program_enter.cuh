@@ -68,12 +68,12 @@ struct List {
     int near;          // its byte, or 0
 
     // Each thread copies what it reads itself.
-    __device__ __forceinline__ List(const float* list, int width, int room, int& used) {
+    __device__ __forceinline__ List(const float* list, int width, const Step& s, int& used) {
         far = list;
         near = 0;
         const int bytes = (4 * width + 15) / 16 * 16;
-        if (!list || used + bytes > room) return;
-        near = FIXED + used;
+        if (!list || used + bytes > s.room) return;
+        near = s.lists + used;
         used += bytes;
         float* const to = at_byte<float>(near);
 #pragma unroll 1
@@ -134,10 +134,10 @@ struct Entering {
     bool listed;
 
     // Where shares of attention's keys are joined, their parts have the place of lists.
-    __device__ __forceinline__ Entering(const Program& p, const Step& s)
-        : f(s.feed), used(s.join ? p.flight : 0), gain(f.gain, f.width, p.flight, used),
-          bias(f.bias, f.width, p.flight, used), mask(f.mask, f.width, p.flight, used),
-          unit(s.by_input ? s.scales[0] : nullptr, f.width, p.flight, used), listed(s.by_input) {}
+    __device__ __forceinline__ explicit Entering(const Step& s)
+        : f(s.feed), used(s.join ? s.room : 0), gain(f.gain, f.width, s, used),
+          bias(f.bias, f.width, s, used), mask(f.mask, f.width, s, used),
+          unit(s.by_input ? s.scales[0] : nullptr, f.width, s, used), listed(s.by_input) {}
 
     // What is summed of inputs while they are read: for a norm themselves, where it takes off their mean,
     // or squares; else how many are not zero.

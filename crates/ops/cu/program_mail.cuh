@@ -126,7 +126,7 @@ __device__ __forceinline__ void watch(const Program& p) {
 // Whether almost all are done with what is before step n.
 __device__ __forceinline__ bool most_are_done(int n) {
     const volatile unsigned& seen = fixed().seen;
-    return n > 1 && seen + gridDim.x / 16 >= n * gridDim.x;
+    return n > 1 && seen + gridDim.x / 8 >= n * gridDim.x;
 }
 
 // Each thread waits for that; in front of step 1 for all, and what they cleared.

@@ -35,8 +35,9 @@ const BRINGERS: usize = 3;
 /// Pieces of rows on their way.
 const PIECE: usize = 16 * THREADS;
 const FLIGHT: usize = 8 * PIECE;
-/// Numbers for parts of sums.
+/// Numbers for parts of sums, where columns are summed and where only rows are.
 const PARTS: usize = 16 * THREADS;
+const ROW_PARTS: usize = 4 * THREADS;
 /// Widths are multiples of this: inputs are read as vectors.
 const WHOLE: usize = 8;
 
@@ -107,7 +108,8 @@ struct Step {
     join: i32,
     number: i32,
     last: i32,
-    pads: [i32; 2],
+    lists: i32,
+    room: i32,
     feed: Feed,
     out: Out,
     own: Own,
@@ -142,7 +144,7 @@ struct Launch {
     pass_count: i32,
     words: i32,
     flight: i32,
-    scratch: i32,
+    ring: i32,
     slot_bytes: i32,
     slots: i32,
 }
@@ -190,25 +192,22 @@ impl Program {
             told: HashMap::new(),
             steps: Vec::new(),
             passes: Vec::new(),
-            scratch: 0,
+            attending: 0,
             fits: true,
             attended: None,
         };
         for each in work {
             recorder.record(each)?;
         }
-        let Recorder { mut steps, mut passes, scratch, mut fits, mail: mut kept, .. } = recorder;
-        let scratch = scratch.next_multiple_of(128);
-        // Where nothing is read by input only sums have parts there.
-        let by_input = steps.iter().any(|step| step.by_input != 0);
-        let flight = if by_input { FLIGHT } else { 4 * PARTS };
-        let fixed = FIXED + flight + scratch;
-        let ring = Ring::new(&passes, format, gpu.shared_memory(OP)?.saturating_sub(fixed));
-        fits &= work.first().is_some_and(|first| matches!(first, Work::Embed(_)));
+        let Recorder { mut steps, mut passes, attending, mut fits, mail: mut kept, .. } = recorder;
+        let layout = Layout::new(&mut steps, attending);
+        let ring = Ring::new(&passes, format, gpu.shared_memory(OP)?.saturating_sub(layout.ring));
+        let begins = work.first().is_some_and(|first| matches!(first, Work::Embed(_)));
+        fits &= begins && steps.last().is_some_and(|step| step.last != 0);
         if !fits || ring.slots < BRINGERS {
             return Ok(None);
         }
-        ring.share_out(&mut steps, &mut passes);
+        ring.share_out(&mut steps, &mut passes, layout.parts);
         let arrived = gpu.scratch(8, OP)?;
         gpu.zero(arrived.ptr, 8, OP)?;
         let there = |bytes: usize| gpu.scratch(bytes, OP);
@@ -225,13 +224,13 @@ impl Program {
             step_count: steps.len() as i32,
             pass_count: passes.len() as i32,
             words: counts.len() as i32,
-            flight: flight as i32,
-            scratch: scratch as i32,
+            flight: layout.flight as i32,
+            ring: layout.ring as i32,
             slot_bytes: ring.slot as i32,
             slots: ring.slots as i32,
         };
         let threads = (THREADS + 32 * (BRINGERS + 1)) as u32;
-        let grid = Grid::new(gpu.processors as usize, threads).shared(fixed + ring.bytes());
+        let grid = Grid::new(gpu.processors as usize, threads).shared(layout.ring + ring.bytes());
         let name = format!("program_{}", format.name());
         kept.extend([on_steps, on_passes, arrived]);
         Ok(Some(Program { gpu, launch, name, grid, _kept: kept }))
@@ -243,6 +242,38 @@ impl Program {
     /// An error of the GPU.
     pub fn queue(&self) -> Result<()> {
         queue_together(&self.gpu, OP, (&MODULE, &self.name), self.grid, &self.launch)
+    }
+}
+
+/// How a block's shared memory is shared out.
+struct Layout {
+    /// Bytes of pieces on their way, which have the place of parts of sums and of lists as well.
+    flight: usize,
+    /// Numbers for parts of sums.
+    parts: usize,
+    /// Bytes in front of the ring.
+    ring: usize,
+}
+
+impl Layout {
+    /// The one for these steps, whose [`Step::lists`] are bytes of what enters so far, and then places.
+    fn new(steps: &mut [Step], attending: usize) -> Layout {
+        let by_input = steps.iter().any(|step| step.by_input != 0);
+        // Where nothing is read by input only sums have parts there, and lists lie behind what enters.
+        let (flight, parts) = if by_input { (FLIGHT, PARTS) } else { (4 * ROW_PARTS, ROW_PARTS) };
+        // Attention's keys come to as many bytes in any case.
+        let mut bytes = 4 * PARTS + attending;
+        for step in steps.iter_mut() {
+            let entering = (step.lists as usize).next_multiple_of(16);
+            let lists =
+                step.feed.parameters() * (4 * step.feed.width as usize).next_multiple_of(16);
+            (step.lists, step.room) = match by_input {
+                true => (FIXED as i32, flight as i32),
+                false => ((FIXED + flight + entering) as i32, lists as i32),
+            };
+            bytes = bytes.max(flight + entering + if by_input { 0 } else { lists });
+        }
+        Layout { flight, parts, ring: FIXED + bytes.next_multiple_of(128) }
     }
 }
 
@@ -274,7 +305,7 @@ impl Ring {
     }
 
     /// How rows come through the ring.
-    fn share_out(&self, steps: &mut [Step], passes: &mut [Pass]) {
+    fn share_out(&self, steps: &mut [Step], passes: &mut [Pass], parts: usize) {
         for pass in passes.iter_mut() {
             pass.pieces = (pass.row_bytes as usize).div_ceil(self.slot) as i32;
         }
@@ -287,12 +318,12 @@ impl Ring {
             };
             // Those of one step are alike.
             if let Some(pass) = passes.by_ref().take(rows as usize).last() {
-                step.teams = self.teams(pass);
+                step.teams = self.teams(pass, parts);
             }
         }
     }
 
-    fn teams(&self, pass: &Pass) -> Teams {
+    fn teams(&self, pass: &Pass, parts: usize) -> Teams {
         let size = (pass.row_bytes as usize).div_ceil(self.warp);
         let (count, warps) = (WARPS / size, (self.slot / self.warp).min(size));
         Teams {
@@ -300,7 +331,7 @@ impl Ring {
             count: count as i32,
             pieces: pass.pieces,
             warps: warps as i32,
-            room: (PARTS / size / count * count) as i32,
+            room: (parts / size / count * count) as i32,
             by_size: inverse(size),
             by_warps: inverse(warps),
         }
@@ -325,8 +356,8 @@ struct Recorder<'a> {
     told: HashMap<u64, (u64, usize)>,
     steps: Vec<Step>,
     passes: Vec<Pass>,
-    /// Bytes of the step that needs most.
-    scratch: usize,
+    /// Bytes that attention needs.
+    attending: usize,
     fits: bool,
     /// The last attention, whose result the next step may have to join.
     attended: Option<Step>,
@@ -399,10 +430,11 @@ impl Recorder<'_> {
                     0 => (self.blocks / units.max(1)).clamp(1, Room::SPLITS),
                     _ => 1,
                 };
-                self.fits &=
-                    batch == 1 && units <= self.blocks && attend.heads as usize * shares <= PARTS;
+                let fits = units <= self.blocks && attend.heads as usize * shares <= ROW_PARTS;
+                self.fits &= batch == 1 && fits;
                 // `Attending` of `cu/program_attention.cuh`.
-                self.scratch = self.scratch.max(4 * (256 * (wide + 2 + WARPS + 1 + 2) + 2 * WARPS));
+                let room = 4 * (256 * (wide + 2 + WARPS + 1 + 2) + 2 * WARPS);
+                self.attending = self.attending.max(room);
                 let heads = attend.heads as usize;
                 attend.qkv = self.told(attend.qkv, (heads + 2 * attend.kv_heads as usize) * dim);
                 let out = self.tell_in(attend.out, heads * dim, shares)?;
@@ -496,14 +528,14 @@ impl Recorder<'_> {
         step.by_input = 1;
         self.lanes(step);
         // The values of all, and a list of places.
-        self.scratch = self.scratch.max(4 * inputs.next_multiple_of(64) + 2 * inputs);
+        step.lists = (4 * inputs.next_multiple_of(64) + 2 * inputs) as i32;
     }
 
     fn rows(&mut self, step: &mut Step, matrices: &[&GpuMatrix]) {
         step.kind = ROWS;
         for matrix in matrices {
             self.pass(matrix, false);
-            self.scratch = self.scratch.max(4 * matrix.stride());
+            step.lists = 4 * matrix.stride().next_multiple_of(64) as i32;
         }
         step.own = self.own(step.out.outputs as usize);
         let own = (step.out.outputs as usize).div_ceil(self.blocks);
@@ -526,7 +558,7 @@ impl Recorder<'_> {
         (step.act, step.act_p) = curve_code(up.activation);
         (step.then, step.then_p) = curve_code(up.then);
         self.name(step, 1, up.up);
-        let inputs = up.up.stride();
+        let inputs = up.up.stride().next_multiple_of(64);
         let list = match by_input {
             true => {
                 self.lanes(step);
@@ -540,7 +572,7 @@ impl Recorder<'_> {
                 0
             }
         };
-        self.scratch = self.scratch.max(4 * inputs + list);
+        step.lists = (4 * inputs + list) as i32;
         self.pass(up.up, true);
         Ok(())
     }
