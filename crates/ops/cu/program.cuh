@@ -118,7 +118,7 @@ __device__ __forceinline__ void meet() { asm volatile("bar.sync 1, %0;" ::"n"(TH
 constexpr int PIECE = 16 * THREADS;  // bytes that the threads copy at once
 constexpr int OWN = 2048;            // outputs of a block
 constexpr int OPEN = 512;            // neurons of a block
-constexpr int SIGNALS = 64;          // of pieces in the ring, in turn
+constexpr int SIGNALS = 48;          // of pieces in the ring, in turn
 constexpr int KNOWN = 128;           // outputs of a block
 
 // What is known of an output before it is summed.
@@ -158,7 +158,7 @@ __device__ __forceinline__ T* at_byte(int byte) {
 
 // Pieces of rows by input that a thread has on their way: they have a place each, because those that
 // come into registers take lines of L1, of which all this shared memory leaves too few.
-constexpr int AHEAD = 8;
+constexpr int AHEAD = 6;
 constexpr int FLIGHT = AHEAD * PIECE;
 constexpr int PARTS = 16 * THREADS;  // floats: parts of sums, when nothing is on its way
 static_assert(4 * PARTS <= FLIGHT, "in the same place");

@@ -86,10 +86,13 @@ constexpr int HELD = 32;
 // A piece: how many were before, and where in the ring it lies.
 //
 // A signal is that of every SIGNALS-th piece, and tells apart no more than two rounds of its own. Each
-// bringer has every BRINGERS-th piece and the slots of those alone, in order, and does not fill a slot
-// again before it was read: it is one round ahead of the readers of a signal at most. A warp reads
-// every n-th piece, n up to WARPS, and so at least one of each of its bringers in BRINGERS * WARPS
-// pieces, which is no more than a round: it is not ahead of them.
+// bringer has every BRINGERS-th piece, and the slots and signals of those alone, in order, and does not
+// fill a slot again before it was read: it is one round ahead of the readers of a signal at most. A
+// warp reads every n-th piece, n up to WARPS, and so at least one of each of its bringers in
+// BRINGERS * WARPS pieces, which is no more than a round: it is not ahead of them. Nothing holds
+// bringers together where n is a multiple of BRINGERS: signals that two of them share would break.
+static_assert(SIGNALS % BRINGERS == 0 && SIGNALS >= BRINGERS * WARPS, "what was just said");
+
 struct Place {
     unsigned entry;
     int slot;
@@ -140,7 +143,8 @@ __device__ __forceinline__ void bring_rows(const Program& p, int first) {
             // What lay there before has been read.
             if (place.entry >= slots) Place::wait(f.empty, place.entry - slots);
             // Of a step to come few pieces are on their way at a time: more would hold up what blocks tell
-            // each other, and with that all of them.
+            // each other, and with that all of them. Others may bring those, and be rounds away: then it
+            // is only the wrong time.
             constexpr unsigned FEW = 2;
             if (place.entry >= FEW)
                 while (pass.step > static_cast<volatile int&>(f.step) &&

@@ -34,7 +34,7 @@ const SLOT: usize = 8 << 10;
 const BRINGERS: usize = 3;
 /// Pieces of rows on their way.
 const PIECE: usize = 16 * THREADS;
-const FLIGHT: usize = 8 * PIECE;
+const FLIGHT: usize = 6 * PIECE;
 /// Numbers for parts of sums, where columns are summed and where only rows are.
 const PARTS: usize = 16 * THREADS;
 const ROW_PARTS: usize = 4 * THREADS;
