@@ -149,8 +149,9 @@ struct Launch {
     slots: i32,
 }
 
-/// One sequence's token as one kernel. It reads and writes what its operations name, which must
-/// outlive it.
+/// One sequence's token as one kernel. It reads the weights, caches and words that its operations name,
+/// and writes caches, counts and the last one's result, all of which must outlive it. Other results
+/// stay in memory of its own.
 ///
 /// Beside the same operations as kernels it is faster because nothing is started between them, and
 /// because rows of weights that are read in any case are under way long before their turn.
@@ -164,7 +165,8 @@ pub struct Program {
 
 impl Program {
     /// A program of these operations of one sequence; `None` where it has no kernel: before Hopper,
-    /// and for shapes that a block's memory does not hold.
+    /// for shapes that a block's memory does not hold, and for operations that do not begin with an
+    /// embedding, end with a matrix, and read results of those between.
     ///
     /// `positions` has the sequence's length, and `counts` all that the operations count: it is
     /// cleared first.
