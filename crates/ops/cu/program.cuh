@@ -17,7 +17,7 @@ constexpr int ALL = THREADS + 32 * (BRINGERS + 1);
 
 enum Kind { EMBED, ADD, ROWS, NEURONS, ATTEND };
 
-// What follows is as in src/cuda/decode/program.rs. Each warp does all that a step does beside its
+// What follows is as in src/cuda/decode/program/parts.rs. Each warp does all that a step does beside its
 // weights, and a division takes long: quotients come with the step.
 
 // Rows of a block's own, every so-manieth of all.
