@@ -25,6 +25,7 @@ pub(super) struct Listed<'a, W> {
 
 impl<'a, W> Listed<'a, W> {
     /// Those in a part of the list.
+    #[cfg(target_arch = "x86_64")]
     pub fn part(&self, part: std::ops::Range<usize>) -> Listed<'a, W> {
         Listed { list: &self.list[part], base: self.base, stride: self.stride, n: self.n }
     }

@@ -6,6 +6,8 @@ mod avx2;
 mod avx512;
 mod lanes;
 mod loops;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -38,6 +40,8 @@ pub(crate) enum Isa {
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     Portable,
 }
 
@@ -68,6 +72,8 @@ impl Isa {
                 sets.push(Isa::Avx2);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        sets.push(Isa::Neon);
         sets.push(Isa::Portable);
         sets
     }
@@ -91,6 +97,8 @@ macro_rules! dispatch {
             Isa::Avx512Vnni | Isa::Avx512 => compiled::avx512::$f::<$W>($($arg),*),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => compiled::avx2::$f::<$W>($($arg),*),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => loops::$f::<neon::Neon, $W>($($arg),*),
             Isa::Portable => loops::$f::<Portable, $W>($($arg),*),
         }
     };

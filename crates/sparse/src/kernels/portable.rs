@@ -1,4 +1,4 @@
-//! Arrays that the compiler turns into whatever the target always has (SSE2, NEON).
+//! Arrays that the compiler turns into whatever the target always has (SSE2 on x86-64).
 
 use half::f16;
 
