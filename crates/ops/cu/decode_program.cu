@@ -68,8 +68,9 @@ __device__ __forceinline__ void look_at_up(const Step& s, int i, int row) {
 // A result of the block's, its i-th.
 __device__ __forceinline__ void give(const Step& s, int i, int row, float v) {
     if (s.before) {
-        Coming residual(i < KNOWN ? nullptr : s.before + row);
-        if (i < KNOWN) residual.from = s.before + row, residual.word = __float_as_uint(fixed().known[RESIDUAL][i]);
+        const float* const from = s.before + row;
+        Coming residual =
+            i < KNOWN ? Coming(from, fixed().known[RESIDUAL][i]) : Coming(from);
         v += residual.value();
     }
     if (s.last)
@@ -215,7 +216,7 @@ __device__ __forceinline__ void run(const Program& p) {
         f.position = static_cast<int>(min(load(p.positions), 0x7fffffffu));
         f.pieces = f.lists = 0;
         f.slot = 0;
-        begin_meetings(p);
+        begin_token(p);
         for (int i = 0; i < SIGNALS; i++) {
             signal_init(f.full + i, 1);
             signal_init(f.empty + i, WARPS);

@@ -1,7 +1,8 @@
 // A token's whole way through a decoder as one kernel that stays on the GPU.
 //
 // One block on each multiprocessor goes through the steps of a program, and tells the others its
-// results. What a step costs beside its weights is that and not the start of a kernel; and weights that are read in any case are on their way to shared memory long before their step.
+// results. What a step costs beside its weights is that and not the start of a kernel; and weights
+// that are read in any case are on their way to shared memory long before their step.
 //
 // A block has WARPS warps that work, and a few more of which a thread each brings those weights or
 // watches the others.

@@ -27,9 +27,10 @@ struct Coming {
     __device__ __forceinline__ void look() {
         asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(from) : "memory");
     }
-    __device__ __forceinline__ explicit Coming(const float* at) : from(at), word(0) {
-        if (from) look();
-    }
+    __device__ __forceinline__ explicit Coming(const float* at) : from(at) { look(); }
+    // One that was looked at.
+    __device__ __forceinline__ Coming(const float* at, float seen)
+        : from(at), word(__float_as_uint(seen)) {}
     __device__ __forceinline__ float value() {
         while (is_old(word)) look();
         return without_sign(word);
@@ -89,8 +90,8 @@ __device__ __forceinline__ unsigned long long arrivals(const Program& p) {
     return n;
 }
 
-// Of one thread, before anybody meets.
-__device__ __forceinline__ void begin_meetings(const Program& p) {
+// Of one thread, before anybody arrives.
+__device__ __forceinline__ void begin_token(const Program& p) {
     const unsigned long long all =
         max(static_cast<unsigned long long>(p.step_count - 1) * gridDim.x, 1ull);
     // Some blocks may have arrived at the first, but not all at the last without this one.

@@ -152,7 +152,8 @@ __device__ __forceinline__ void bring_rows(const Program& p, int first) {
                 }
             unsigned long long* const full = f.full + place.entry % SIGNALS;
             signal_expect(full, each);
-            bring(ring + place.slot * slot_bytes, weights + static_cast<uint64_t>(row) * bytes + from, each, full);
+            bring(ring + place.slot * slot_bytes,
+                  weights + static_cast<uint64_t>(row) * bytes + from, each, full);
             place.skip(BRINGERS, slots);
             for (piece += BRINGERS; piece >= pieces; piece -= pieces) i++;
         }
