@@ -249,8 +249,7 @@ struct Entering {
 
     // The step before is done: makes what enters, and the list where there is one. Returns how many
     // are on it. All threads see the result behind the call.
-    __device__ __forceinline__ int enter(const Step& s, const Entered& to,
-                                              Inputs& inputs) const {
+    __device__ __forceinline__ int enter(const Step& s, const Entered& to, Inputs& inputs) const {
         // Shared memory is read again behind every store to it: what loops need is in registers.
         const int width = f.width, first = thread() * 4;
         const bool counted = f.counts && blockIdx.x == 0;
