@@ -12,9 +12,9 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use relufy_ops::attention::Heads;
 use relufy_ops::decode::{
-    Attention, AttentionPlan, Format, GpuMatrix, Graph, Input, KvCache, Norm, Output, Room, Tiles,
-    UpRows, Words, attend, gate_and_up, project_by_input, project_by_input_in, project_by_output,
-    read_bandwidth, set_overlap, up_rows,
+    Attention, AttentionPlan, Format, GpuMatrix, Graph, Input, KvCache, Norm, Output, PairsByInput,
+    Room, Tiles, UpRows, Words, attend, gate_and_up, pairs_by_input, project_by_input,
+    project_by_input_in, project_by_output, read_bandwidth, set_overlap, up_rows,
 };
 use relufy_ops::device;
 use relufy_ops::pointwise::Pointwise;
@@ -234,6 +234,41 @@ impl Bench {
         }
     }
 
+    fn pairs(&self, format: Format) {
+        const NAME: &str = "gate and up by input";
+        if !self.wants(NAME) {
+            return;
+        }
+        let columns = GpuMatrix::pair_columns(format, FFN);
+        let matrices = self.matrices(format, (HIDDEN, columns), 1);
+        for batch in [1, 2, 4, 8] {
+            let (x, products) = (self.random(batch, HIDDEN), self.zeros(batch, FFN));
+            let sums = self.zeros(batch, columns);
+            for density in [0.05, 0.10, 0.20, 0.35, 0.5, 1.0] {
+                if batch > 1 && ![0.35, 1.0].contains(&density) {
+                    continue;
+                }
+                let (mask, ones) = self.mask(HIDDEN, density);
+                let bytes = matrices[0].row_bytes(columns) * ones as u64;
+                let seconds = self.seconds(matrices.len(), |n| {
+                    let it = PairsByInput {
+                        input: Input { mask: Some(&mask), ..Input::new(&x) },
+                        matrix: &matrices[n],
+                        biases: [None, None],
+                        activation: Pointwise::Relu,
+                        mask: None,
+                        then: Pointwise::Identity,
+                        sums: &sums,
+                        products: &products,
+                        counts: None,
+                    };
+                    pairs_by_input(&it, &self.room).unwrap();
+                });
+                self.line(NAME, (format, batch), density, seconds, bytes);
+            }
+        }
+    }
+
     fn attention(&self, name: &str, (heads, kv_heads, head_dim): (usize, usize, usize)) {
         if !self.wants(name) {
             return;
@@ -295,6 +330,7 @@ fn main() {
         bench.by_input("add qkv", format, (HIDDEN, QKV), true);
         bench.by_input("add gate", format, (HIDDEN, FFN), true);
         bench.by_input("add down", format, (FFN, HIDDEN), false);
+        bench.pairs(format);
     }
     bench.attention("attention 32 (32) x 128", (32, 32, 128));
     bench.attention("attention 32 (8) x 128", (32, 8, 128));

@@ -22,22 +22,31 @@ struct Cache<float> {
 template <typename W>
 __device__ __forceinline__ void begin(const Program& p, const Embed& e) {
     using T = typename Cache<W>::Table;
-    const int all = gridDim.x * THREADS, t = blockIdx.x * THREADS + thread();
+    const int all = blocks() * THREADS, t = blockIdx.x * THREADS + thread();
     for (int column = t; column < e.width; column += all) tell(e.x + column, embedded<T>(e, 0, column));
     for (int i = t; i < p.words; i += all) p.counts[i] = 0;
 }
 
+// Step n is on its way to shared memory.
+__device__ __forceinline__ void bring_step(const Program& p, int n) {
+    const int t = thread();
+    if (n < p.step_count && t < sizeof(Step) / 16)
+        copy_16(reinterpret_cast<uint4*>(fixed().steps + n % 2) + t,
+                reinterpret_cast<const uint4*>(p.steps + n) + t);
+}
+
 template <typename W>
-__device__ __forceinline__ void attention(const Program& p, const Step& s) {
+__device__ __forceinline__ void attention(const Program& p) {
     using T = typename Cache<W>::T;
-    const Attend& a = s.attend;
-    const int group = a.heads / a.kv_heads;
+    const Step& s = this_step();
+    bring_step(p, s.number + 1);
+    const int group = s.attend.heads / s.attend.kv_heads;
     if (group == 1)
-        attend<T, 1>(p, s);
+        attend<T, 1>(p);
     else if (group <= 4)
-        attend<T, 4>(p, s);
+        attend<T, 4>(p);
     else
-        attend<T, 8>(p, s);
+        attend<T, 8>(p);
 }
 
 // What is known of the block's i-th output, from a list that has it at `row`: on its way to shared memory
@@ -54,15 +63,40 @@ __device__ __forceinline__ float known(What what, const float* list, int i, int 
     return i < KNOWN ? fixed().known[what][i] : __ldg(list + row);
 }
 
-__device__ __forceinline__ void look_at_output(const Step& s, int i, int row) {
-    look_at(RESIDUAL, s.before, i, row);
-    look_at(BIAS, s.out.bias, i, row);
-    look_at(MASK, s.mask, i, row);
-    if (!s.by_input) look_at(SCALE, s.scales[0], i, row);
-}
+// The output of thread t, if it has one: the block's i-th of `count`. By input that is column t, or the
+// neuron of columns in both halves of 16 bytes; else row t.
+struct Mine {
+    int i, count, row;
+
+    template <int N>
+    __device__ __forceinline__ static Mine of(const Step& s) {
+        const int t = thread();
+        if (!s.by_input) return {t, count_of(s.own), own_row(t)};
+        const bool halves = s.kind == ADD && s.pairs;
+        const int each = halves ? N / 2 : N, outputs = s.out.outputs;
+        const int first = min(static_cast<int>(blockIdx.x) * s.columns.lanes * each, outputs);
+        const int count = min(s.columns.lanes * each, outputs - first);
+        const int i = t % N < each ? t / N * each + t % N : count;
+        return {i, count, first + i};
+    }
+    __device__ __forceinline__ bool there() const { return i < count; }
+};
+
 __device__ __forceinline__ void look_at_up(const Step& s, int i, int row) {
     look_at(UP_BIAS, s.up_bias, i, row);
     look_at(UP_SCALE, s.scales[1], i, row);
+}
+// Of a thread's own output. What it is added to was told before the step before this one could end, or
+// is looked at again.
+template <int N>
+__device__ __forceinline__ void look_at_outputs(const Step& s) {
+    const Mine mine = Mine::of<N>(s);
+    if (!mine.there()) return;
+    look_at(RESIDUAL, s.before, mine.i, mine.row);
+    look_at(BIAS, s.out.bias, mine.i, mine.row);
+    look_at(MASK, s.mask, mine.i, mine.row);
+    if (!s.by_input) look_at(SCALE, s.scales[0], mine.i, mine.row);
+    if (s.pairs) look_at_up(s, mine.i, mine.row);
 }
 
 // A result of the block's, its i-th.
@@ -79,6 +113,29 @@ __device__ __forceinline__ void give(const Step& s, int i, int row, float v) {
         tell(s.out.y + row, v);
 }
 
+// A neuron's gate, the i-th of the block's, from its sum.
+__device__ __forceinline__ float opened(const Step& s, float sum, int i, int neuron) {
+    const float gate =
+        inlined_curve(s.act, s.act_p, sum + known(BIAS, s.out.bias, i, neuron, 0.f));
+    return s.mask ? known(MASK, s.mask, i, neuron, 1.f) * (fabsf(gate) + FORCED) : gate;
+}
+
+// What becomes of gate and `up`, where columns of both are side by side: thread t has the sum of column t.
+template <int N>
+__device__ __forceinline__ void give_products(const Step& s, float sum, const Mine& mine) {
+    const float up = __shfl_down_sync(FULL, sum, N / 2);
+    const float gate = mine.there() ? opened(s, sum, mine.i, mine.row) : 0.f;
+    const unsigned open = __popc(__ballot_sync(FULL, gate != 0.f));
+    if (s.counts && open && thread() % 32 == 0)
+        for (int k = 0; k < 2; k++) atomicAdd(s.counts + k, open);
+    if (!mine.there()) return;
+    float product = 0.f;
+    if (gate != 0.f)
+        product = inlined_curve(s.then, s.then_p,
+                                gate * (up + known(UP_BIAS, s.up_bias, mine.i, mine.row, 0.f)));
+    give(s, mine.i, mine.row, product);
+}
+
 // The open neurons of the block's, from the gate of thread t's: how many.
 __device__ __forceinline__ int list_open(const Step& s, float gate, int neuron, bool there) {
     Fixed& f = fixed();
@@ -87,8 +144,7 @@ __device__ __forceinline__ int list_open(const Step& s, float gate, int neuron, 
     asm volatile("cp.async.wait_all;" ::: "memory");
     if (there) {
         if (!s.by_input) gate *= known(SCALE, s.scales[0], t, neuron, 1.f);
-        gate = inlined_curve(s.act, s.act_p, gate + known(BIAS, s.out.bias, t, neuron, 0.f));
-        if (s.mask) gate = known(MASK, s.mask, t, neuron, 1.f) * (fabsf(gate) + FORCED);
+        gate = opened(s, gate, t, neuron);
     }
     const bool open = there && gate != 0.f;
     // The list before is done with.
@@ -113,94 +169,98 @@ __device__ __forceinline__ int list_open(const Step& s, float gate, int neuron, 
     return count;
 }
 
-// A step with a matrix or two: what enters; by input the sums of columns, then rows that come
-// through the ring, all or those of open neurons; and what becomes of the sums.
+// The products with rows that come through the ring, all or those of open neurons, and what becomes of
+// them. By input `gate` is the sum of thread t's gate.
 template <typename W>
-__device__ __forceinline__ void product(const Program& p, const Step& s) {
+__device__ __forceinline__ void rows(const Program& p, float gate) {
     constexpr int N = Weights<W>::N;
-    const int t = thread(), outputs = s.out.outputs;
-    // A block that comes late finds everything told, and looks at it before it does anything else.
-    Inputs inputs;
-    const bool late = most_are_done(s.number);
-    if (late) inputs.look(s.feed, 4 * t);
-    const bool neurons = s.kind == NEURONS, add = s.kind == ADD, by_input = s.by_input;
-    // Rows by input have units in int8. Where the values themselves are read as well, those times
-    // units lie behind them.
-    const int filled = (s.feed.width + 63) / 64 * 64;
-    Entered in;
-    in.values = at_byte<float>(fixed().steps_own);
-    in.scaled = in.values + (neurons && by_input && s.scales[0] ? filled : 0);
-    in.rows = reinterpret_cast<unsigned short*>(in.scaled + filled);
-    const Entering entering(s);
-
-    // Outputs of the block: columns by input, else rows; the first ones are thread t's as well.
-    const int first = min(static_cast<int>(blockIdx.x) * s.columns.lanes * N, outputs);
-    const int count = by_input ? min(s.columns.lanes * N, outputs - first) : count_of(s.own);
-    const int mine = by_input ? first + t : own_row(t);
-    if (!late) {
-        wait_for_most(p, s.number);
-        inputs.look(s.feed, 4 * t);
-    }
-    const int total = entering.enter(s, in, inputs);
-    if (t < count) look_at_output(s, t, mine);
-    if (s.pairs && t < count) look_at_up(s, t, mine);
-    float sum = 0.f;
-    if (by_input) sum = columns<W>(s, in, total);
-    if (add) {
-        if (t < count)
-            give(s, t, mine, finished(s.out, sum + known(BIAS, s.out.bias, t, mine, 0.f)));
-        return;
-    }
-    float* const sums = fixed().sums;
-    const int passes = neurons || s.pairs ? 2 : 1;
-    int rows = count;
+    const Step& s = this_step();
+    const auto neurons = [&] { return s.kind == NEURONS; };
+    const int own = s.by_input ? Mine::of<N>(s).count : count_of(s.own);
+    int count = own;
 #pragma unroll 1
-    for (int pass = by_input ? 1 : 0; pass < passes; pass++) {
-        if (pass == 1 && neurons) {
-            rows = list_open(s, by_input || t >= count ? sum : sums[t], mine, t < count);
-            if (t < rows) look_at_up(s, t, fixed().open[t]);
+    for (int pass = s.by_input ? 1 : 0; pass < (neurons() || s.pairs ? 2 : 1); pass++) {
+        if (pass == 1 && neurons()) {
+            const int t = thread();
+            const float sum = s.by_input || t >= own ? gate : fixed().sums[t];
+            count = list_open(s, sum, Mine::of<N>(s).row, t < own);
+            if (t < count) look_at_up(s, t, fixed().open[t]);
         }
-        dots<W>(p, s.teams, s.stride[pass] / N, in.values, rows, sums + (pass && s.pairs ? count : 0),
-                s.pairs && pass == 0);
+        dots<W>(p, s.teams, s.spare, s.stride[pass] / N, at_byte<float>(fixed().steps_own), count,
+                fixed().sums + (pass && s.pairs ? own : 0), s.pairs && pass == 0);
     }
     asm volatile("cp.async.wait_all;" ::: "memory");
 #pragma unroll 1
-    for (int i = t; i < rows; i += THREADS) {
-        const int row = neurons ? fixed().open[i] : own_row(i);
+    for (int i = thread(); i < count; i += THREADS) {
+        const int row = neurons() ? fixed().open[i] : own_row(i);
         float v;
-        if (!neurons)
-            v = sums[i] * known(SCALE, s.scales[0], i, row, 1.f) + known(BIAS, s.out.bias, i, row, 0.f);
+        if (!neurons())
+            v = fixed().sums[i] * known(SCALE, s.scales[0], i, row, 1.f) +
+                known(BIAS, s.out.bias, i, row, 0.f);
         if (s.kind == ROWS && !s.pairs) {
             give(s, i, row, finished(s.out, v));
             continue;
         }
-        const float gate = neurons ? fixed().gates[i] : inlined_curve(s.act, s.act_p, v);
-        const float up = sums[i + (neurons ? 0 : count)] * known(UP_SCALE, s.scales[1], i, row, 1.f) +
+        const float open = neurons() ? fixed().gates[i] : inlined_curve(s.act, s.act_p, v);
+        const float up = fixed().factor * fixed().sums[i + (neurons() ? 0 : own)] *
+                             known(UP_SCALE, s.scales[1], i, row, 1.f) +
                          known(UP_BIAS, s.up_bias, i, row, 0.f);
-        give(s, i, row, inlined_curve(s.then, s.then_p, gate * up));
+        give(s, i, row, inlined_curve(s.then, s.then_p, open * up));
     }
+}
+
+// A step with a matrix or two: what enters, and then sums of columns by input, rows, or the first for the
+// gate and the other for `up`.
+template <typename W>
+__device__ __forceinline__ void product(const Program& p) {
+    constexpr int N = Weights<W>::N;
+    const Step& s = this_step();
+    // A block that comes late finds everything told, and looks at it before it does anything else.
+    Inputs inputs;
+    const bool late = most_are_done(s.number);
+    if (late) inputs.look(s.feed, 4 * thread());
+    // Before those come: what will be needed with them, and after them.
+    const Entering entering(s);
+    bring_step(p, s.number + 1);
+    look_at_outputs<N>(s);
+    asm volatile("cp.async.commit_group;" ::: "memory");
+    if (!late) {
+        wait_for_most(p, s.number);
+        inputs.look(s.feed, 4 * thread());
+    }
+    const Entered in = Entered::of(s);
+    const int total = entering.at_once(s) ? entering.enter_at_once(s, in, inputs)
+                                          : entering.enter(s, in, inputs);
+    float sum = 0.f;
+    if (s.by_input) sum = columns<W>(s, in, total) * fixed().factor;
+    if (s.kind != ADD) {
+        rows<W>(p, sum);
+        return;
+    }
+    const Mine mine = Mine::of<N>(s);
+    if (s.pairs)
+        give_products<N>(s, sum, mine);
+    else if (mine.there())
+        give(s, mine.i, mine.row,
+             finished(s.out, sum + known(BIAS, s.out.bias, mine.i, mine.row, 0.f)));
 }
 
 template <typename W>
 __device__ __forceinline__ void walk(const Program& p) {
-    const int t = thread();
+    bring_step(p, 1);
+    begin<W>(p, fixed().steps[0].embed);
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    arrive(p, true);
 #pragma unroll 1
-    for (int n = 0; n < p.step_count; n++) {
-        Fixed& f = fixed();
-        const int step = n & 1;
-        // The next one is on its way meanwhile.
-        if (n + 1 < p.step_count && t < sizeof(Step) / 16)
-            copy_16(reinterpret_cast<uint4*>(f.steps + (step ^ 1)) + t,
-                    reinterpret_cast<const uint4*>(p.steps + n + 1) + t);
-        const int kind = f.steps[step].kind;
-        if (kind == EMBED)
-            begin<W>(p, f.steps[step].embed);
-        else if (kind == ATTEND)
-            attention<W>(p, f.steps[step]);
+    while (step_number() < p.step_count) {
+        if (this_step().kind == ATTEND)
+            attention<W>(p);
         else
-            product<W>(p, f.steps[step]);
+            product<W>(p);
         asm volatile("cp.async.wait_all;" ::: "memory");
-        if (n + 1 < p.step_count) arrive(p, n);
+        const int after = thread() ? 0 : this_step().spare.after;
+        arrive(p, false);
+        if (after) static_cast<volatile int&>(fixed().freed) = after;
     }
 }
 
@@ -214,7 +274,7 @@ __device__ __forceinline__ void run(const Program& p) {
         f.steps_own = FIXED + p.flight;
         f.ring = p.ring;
         f.position = static_cast<int>(min(load(p.positions), 0x7fffffffu));
-        f.pieces = f.lists = 0;
+        f.pieces = f.lists = f.spares = f.freed = 0;
         f.slot = 0;
         begin_token(p);
         for (int i = 0; i < SIGNALS; i++) {
@@ -223,6 +283,7 @@ __device__ __forceinline__ void run(const Program& p) {
         }
         signal_init(&f.listed, 1);
         signal_init(&f.taken, BRINGERS);
+        signal_init(&f.spare_full, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
@@ -236,7 +297,7 @@ __device__ __forceinline__ void run(const Program& p) {
             if (which < BRINGERS)
                 bring_rows(p, which);
             else
-                watch(p);
+                watch(p, [&](int step) { bring_spare(p.steps[step]); });
         }
     }
 }

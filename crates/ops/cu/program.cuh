@@ -26,6 +26,14 @@ struct Own {
     int each, more;  // of `more` blocks one more
 };
 
+// A block's last rows behind attention, which do not come through the ring: while attention leaves the
+// GPU's memory idle, they come to memory of the block that neither step needs.
+struct Spare {
+    int rows;
+    int byte;   // where
+    int after;  // of the step in front of attention: the one that has them
+};
+
 // Rows that come through the ring.
 struct Pass {
     const void* weights;
@@ -49,22 +57,24 @@ struct Columns {
     int lanes;   // vectors of a row that a block has
     int groups;  // of threads that have them
     int parts;   // of threads that add a column's sums
-    unsigned by_lanes, by_width;
+    unsigned by_lanes, by_width, by_fours;
 };
 
 struct __align__(16) Step {
     int kind;
     int by_input;  // of NEURONS: how the gate lies
-    int pairs;     // of ROWS: gate and up
+    int pairs;     // gate and up: of ROWS a row of each, of ADD half of each 16 bytes
     int join;      // of attention's result, whether shares of its keys are still to be joined
     int number;    // of those before
     int last;      // its results are the program's
+    int row_bytes;  // of its rows
     int lists;     // byte where there is room for its lists,
     int room;      // and so many bytes
     Feed feed;
     Out out;
     Own own;  // outputs, of rows
     Teams teams;
+    Spare spare;
     Columns columns;
     const void* weights[2];
     const float* scales[2];
@@ -112,6 +122,13 @@ __device__ __forceinline__ int thread() {
     return t;
 }
 
+// Blocks in all, read each time as well.
+__device__ __forceinline__ int blocks() {
+    int n;
+    asm volatile("mov.u32 %0, %%nctaid.x;" : "=r"(n));
+    return n;
+}
+
 // The working threads of a block meet.
 __device__ __forceinline__ void meet() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
 
@@ -127,10 +144,12 @@ enum What { RESIDUAL, BIAS, MASK, UP_BIAS, SCALE, UP_SCALE, WHATS };
 
 struct Fixed {
     Step steps[2];
-    unsigned long long full[SIGNALS], empty[SIGNALS], listed, taken;
+    unsigned long long full[SIGNALS], empty[SIGNALS], listed, taken, spare_full;
     unsigned arrived, seen;  // before this token, and in it
     unsigned phase;          // of this token's words
     int step;                // that has begun
+    int number;              // of the step that threads are at
+    float factor;  // of sums by input: the norm's, where it waits for them
     float sums[OWN];
     float gates[OPEN];
     float known[WHATS][KNOWN];
@@ -139,6 +158,8 @@ struct Fixed {
     float scratch[2][WARPS];
     int open_count;
     unsigned pieces, lists;  // that came through the ring; that were made
+    unsigned spares;         // times that spare rows were read
+    int freed;               // the last step whose spare rows may come
     int slot;                // of the next piece
     int position;
     int steps_own, ring;  // where they begin
@@ -180,6 +201,16 @@ __device__ __forceinline__ float sum_of_block(float v, int place) {
     if (lane == 0) scratch[warp] = v;
     meet();
     return warp_sum(lane < WARPS ? scratch[lane] : 0.f);
+}
+
+// The same in two halves: threads meet in between.
+__device__ __forceinline__ void part_of_sum(float v) {
+    v = warp_sum(v);
+    if (thread() % 32 == 0) fixed().scratch[0][thread() / 32] = v;
+}
+__device__ __forceinline__ float all_parts_of_sum() {
+    const int lane = thread() & 31;
+    return warp_sum(lane < WARPS ? fixed().scratch[0][lane] : 0.f);
 }
 
 // The sum of `n` over the threads in front of this one, and over all. Another place until all have met

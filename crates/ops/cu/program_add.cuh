@@ -80,41 +80,34 @@ __device__ __forceinline__ float columns(const Step& s, const Entered& in, int t
     adder.end = total;
     adder.sum(group);
     asm volatile("cp.async.wait_all;" ::: "memory");
-    meet();
 
-    // The sums of the groups: each thread adds those of some groups, then a column's parts.
-    float* sums = parts_of_sums();  // [groups, width]
-    if (group < adder.groups) {
-        // Neighbours begin with another four, so that those that write together write all banks.
-        constexpr int FOURS = N / 4;
-        float4* const to = reinterpret_cast<float4*>(sums + group * width + lane_column);
-        const int turn = (thread() & 7) * FOURS / 8;
+    // The sums of the groups lie where the threads' own pieces came, fours of columns one behind the other:
+    // each thread adds a column's of some groups, then a column's parts.
+    constexpr int FOURS = N / 4;
+    static_assert(FOURS <= AHEAD, "has room");
+    if (group < adder.groups)
 #pragma unroll
-        for (int k = 0; k < FOURS; k++) {
-            const int which = (k + turn) % FOURS;
-            float4 v = make_float4(adder.acc[0], adder.acc[1], adder.acc[2], adder.acc[3]);
-#pragma unroll
-            for (int n = 1; n < FOURS; n++)
-                if (which == n)
-                    v = make_float4(adder.acc[4 * n], adder.acc[4 * n + 1], adder.acc[4 * n + 2],
-                                    adder.acc[4 * n + 3]);
-            to[which] = v;
-        }
-    }
+        for (int k = 0; k < FOURS; k++)
+            *reinterpret_cast<float4*>(shared + FIXED + k * PIECE + thread() * 16) =
+                make_float4(adder.acc[4 * k], adder.acc[4 * k + 1], adder.acc[4 * k + 2],
+                            adder.acc[4 * k + 3]);
     meet();
     const int per = shared_out.parts;
-    const int part = divided(t, shared_out.by_width), c = t - part * width;
+    const int part = divided(t, shared_out.by_width), place = t - part * width;
+    // Neighbours read neighbours: the k-th fours of all lanes.
+    const int k = FOURS == 1 ? 0 : divided(place, shared_out.by_fours), in_fours = place - k * lanes * 4;
     float sum = 0.f;
-    if (part < per)
+    if (part < per) {
+        const float* const first = at_byte<float>(FIXED + k * PIECE) + in_fours;
 #pragma unroll 8
-        for (int g = part; g < adder.groups; g += per) sum += sums[g * width + c];
-    if (per == 1) return sum;
+        for (int g = part; g < adder.groups; g += per) sum += first[g * lanes * 4];
+    }
     float* parts = fixed().sums;  // [per, width]
-    if (part < per) parts[t] = sum;
+    if (part < per) parts[part * width + in_fours / 4 * N + k * 4 + in_fours % 4] = sum;
     meet();
     sum = 0.f;
     if (t < width)
 #pragma unroll 4
-        for (int k = 0; k < per; k++) sum += parts[k * width + t];
+        for (int n = 0; n < per; n++) sum += parts[n * width + t];
     return sum;
 }

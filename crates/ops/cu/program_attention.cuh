@@ -19,7 +19,8 @@ struct Attending {
 };
 
 template <typename T, int G>
-__device__ __noinline__ void attend(const Program& p, const Step& s) {
+__device__ __noinline__ void attend(const Program& p) {
+    const Step& s = this_step();
     constexpr int N = 16 / sizeof(T), NV = HEAD / 32 / N;
     constexpr int COLUMNS = NV * N;  // that a lane has of a head
     constexpr int KEYS = 2 / NV;     // on their way, in places of the thread's own
@@ -35,6 +36,7 @@ __device__ __noinline__ void attend(const Program& p, const Step& s) {
     if (kv_head >= a.kv_heads) {
         wait_for_most(p, s.number);
         begin_step(s.number);
+        meet();
         return;
     }
     const bool last = share == span.active - 1;
@@ -49,6 +51,7 @@ __device__ __noinline__ void attend(const Program& p, const Step& s) {
         begin_step(s.number);
         for (int i = t; i < here * dim; i += THREADS) tell(out + i, valid || share > 0 ? 0.f : nanf(""));
         if (t < 2 * here) tell(seen + 2 * shares * (t / 2) + t % 2, 0.f);
+        meet();
         return;
     }
     // Lanes of a key: a power of two, so that sums over them stay within a warp.

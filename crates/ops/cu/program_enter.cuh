@@ -108,11 +108,21 @@ struct Entered {
     float* values;         // each input's
     float* scaled;         // the same times the units of their rows
     unsigned short* rows;  // those that are not zero
+
+    // Rows by input have units in int8. Where the values themselves are read as well, those times units
+    // lie behind them.
+    __device__ __forceinline__ static Entered of(const Step& s) {
+        const int filled = (s.feed.width + 63) / 64 * 64;
+        float* const values = at_byte<float>(fixed().steps_own);
+        float* const scaled =
+            values + (s.kind == NEURONS && s.by_input && s.scales[0] ? filled : 0);
+        return {values, scaled, reinterpret_cast<unsigned short*>(scaled + filled)};
+    }
 };
 
 // Inputs on their way, before all else that a step needs.
 struct Inputs {
-    static constexpr int FEW = 2, MANY = 6;
+    static constexpr int FEW = 3, MANY = 6;
     Fours<FEW> first;
     Fours<MANY - FEW> rest;
 
@@ -137,7 +147,14 @@ struct Entering {
     __device__ __forceinline__ explicit Entering(const Step& s)
         : f(s.feed), used(s.join ? s.room : 0), gain(f.gain, f.width, s, used),
           bias(f.bias, f.width, s, used), mask(f.mask, f.width, s, used),
-          unit(s.by_input ? s.scales[0] : nullptr, f.width, s, used), listed(s.by_input) {}
+          unit(s.by_input ? s.scales[0] : nullptr, f.width, s, used), listed(s.by_input) {
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    }
+
+    // What a thread copies behind its lists is for later.
+    __device__ __forceinline__ static void lists_are_here() {
+        asm volatile("cp.async.wait_group 1;" ::: "memory");
+    }
 
     // What is summed of inputs while they are read: for a norm themselves, where it takes off their mean,
     // or squares; else how many are not zero.
@@ -247,6 +264,121 @@ struct Entering {
             }
     }
 
+    // Whether inputs go at once from the registers in which they came to their places and to the list: as
+    // they are, or behind a norm whose factor may wait, as what is not zero and all sums are the same but
+    // for that.
+    __device__ __forceinline__ bool at_once(const Step& s) const {
+        const auto straight = [](int kind) { return kind == 0 || kind == 5; };
+        if (!listed || s.join || (unit.far && !unit.near)) return false;
+        if (!f.normed)
+            return !f.op && !f.mask && !f.then && f.width <= Inputs::MANY * HALF;
+        return !f.centred && !f.bias && gain.near && mask.at_hand() && straight(f.op) && !f.then &&
+               f.width <= Inputs::FEW * HALF;
+    }
+
+    // Those from input i on, times their units.
+    __device__ __forceinline__ void put(const Entered& to, int i, const float4& v) const {
+        if (!unit.far || to.scaled != to.values) *reinterpret_cast<float4*>(to.values + i) = v;
+        if (unit.far) *reinterpret_cast<float4*>(to.scaled + i) = times(v, unit, i);
+    }
+    __device__ __forceinline__ static float4 times(const float4& v, const List& list, int i) {
+        const float4 by = *reinterpret_cast<const float4*>(at_byte<float>(list.near) + i);
+        return make_float4(v.x * by.x, v.y * by.y, v.z * by.z, v.w * by.w);
+    }
+    // Inputs from i on: how many are not zero.
+    template <int N>
+    __device__ __forceinline__ unsigned put_as_is(const Entered& to, Fours<N>& x, int i) const {
+        const int count = Inputs::count(f, i);
+        while (x.old()) x.look(f.x + i, HALF, count);
+        unsigned n = 0;
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            if (k >= count) break;
+            const float4 v = x.at(k);
+            n += not_zero(v);
+            put(to, i + k * HALF, v);
+        }
+        return n;
+    }
+    __device__ __forceinline__ static unsigned not_zero(const float4& v) {
+        const auto one = [](float x) { return min(__float_as_uint(x) << 1, 1u); };
+        return (one(v.x) + one(v.y)) + (one(v.z) + one(v.w));
+    }
+    // The same behind a norm without its factor; adds their squares.
+    template <int N>
+    __device__ __forceinline__ unsigned put_normed(const Entered& to, Fours<N>& x, int i,
+                                                   float& squares) const {
+        const int count = Inputs::count(f, i);
+        while (x.old()) x.look(f.x + i, HALF, count);
+        const Plain op(f.op, 0.f);
+        unsigned n = 0;
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            if (k >= count) break;
+            const int at = i + k * HALF;
+            float4 v = x.at(k);
+            squares += fmaf(v.x, v.x, v.y * v.y) + fmaf(v.z, v.z, v.w * v.w);
+            v = times(v, gain, at);
+            v = make_float4(op.value(v.x), op.value(v.y), op.value(v.z), op.value(v.w));
+            if (mask.far) {
+                v = make_float4(fabsf(v.x) + FORCED, fabsf(v.y) + FORCED, fabsf(v.z) + FORCED,
+                                fabsf(v.w) + FORCED);
+                v = times(v, mask, at);
+            }
+            put(to, at, v);
+            // Counted as it will be listed: without its last bit.
+            x.put(k, v);
+            n += not_zero(x.at(k));
+        }
+        return n;
+    }
+    template <int N>
+    __device__ __forceinline__ void list(const Entered& to, const Fours<N>& x, int i,
+                                         unsigned& at) const {
+        const int count = Inputs::count(f, i);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            if (k >= count) break;
+            const float4 four = x.at(k);
+            const float v[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const bool there = v[e] != 0.f;
+                if (there) to.rows[at] = i + k * HALF + e;
+                at += there;
+            }
+        }
+    }
+
+    // As `enter`, at once: threads meet two times.
+    __device__ __forceinline__ int enter_at_once(const Step& s, const Entered& to,
+                                                 Inputs& inputs) const {
+        const int first = thread() * 4, rest = first + Inputs::FEW * HALF;
+        lists_are_here();
+        unsigned mine;
+        if (f.normed) {
+            float squares = 0.f;
+            mine = put_normed(to, inputs.first, first, squares);
+            part_of_sum(squares);
+        } else {
+            mine = put_as_is(to, inputs.first, first);
+            if (f.width > Inputs::FEW * HALF) mine += put_as_is(to, inputs.rest, rest);
+        }
+        begin_step(s.number);
+        unsigned total, at = sum_before(mine, total, 0);
+        list(to, inputs.first, first, at);
+        if (f.width > Inputs::FEW * HALF) list(to, inputs.rest, rest, at);
+        if (f.counts && blockIdx.x == 0 && thread() < 2) f.counts[thread()] = total;
+        if (thread() < (64 - f.width % 64) % 64) to.values[f.width + thread()] = 0.f;
+        meet();
+        // Who sums meets before it asks for this.
+        if (thread() < 32) {
+            const float factor = f.normed ? rsqrtf(all_parts_of_sum() / f.width + f.eps) : 1.f;
+            if (thread() == 0) fixed().factor = factor;
+        }
+        return total;
+    }
+
     // The step before is done: makes what enters, and the list where there is one. Returns how many
     // are on it. All threads see the result behind the call.
     __device__ __forceinline__ int enter(const Step& s, const Entered& to, Inputs& inputs) const {
@@ -256,8 +388,8 @@ struct Entering {
         float* const values = to.values;
         int shares = 1;
         const float* const factors = s.join ? shares_of(s, parts_of_sums(), shares) : nullptr;
-        // Each thread waits for its own inputs only, and for what it copied.
-        asm volatile("cp.async.wait_all;" ::: "memory");
+        // Each thread waits for its own inputs only, and for the lists that it copied.
+        lists_are_here();
         const float parts = factors ? read_shares(values, factors, s.attend.head_dim, shares)
                                     : read(values, inputs);
         begin_step(s.number);
@@ -339,6 +471,7 @@ struct Entering {
         }
         // Rows of weights are filled up, and so is what they are multiplied by.
         if (thread() < (64 - width % 64) % 64) values[width + thread()] = 0.f;
+        if (thread() == 0) fixed().factor = 1.f;
         meet();
         return total;
     }

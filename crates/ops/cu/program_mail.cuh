@@ -76,6 +76,11 @@ struct Fours {
             other |= (w[k].x ^ phase) | (w[k].y ^ phase) | (w[k].z ^ phase) | (w[k].w ^ phase);
         return other & 1;
     }
+    // Another number in place of one that came.
+    __device__ __forceinline__ void put(int k, const float4& v) {
+        w[k] = make_uint4(__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z),
+                          __float_as_uint(v.w));
+    }
     __device__ __forceinline__ float4 at(int k) const {
         return make_float4(without_sign(w[k].x), without_sign(w[k].y), without_sign(w[k].z),
                            without_sign(w[k].w));
@@ -92,32 +97,46 @@ __device__ __forceinline__ unsigned long long arrivals(const Program& p) {
 
 // Of one thread, before anybody arrives.
 __device__ __forceinline__ void begin_token(const Program& p) {
-    const unsigned long long all =
-        max(static_cast<unsigned long long>(p.step_count - 1) * gridDim.x, 1ull);
+    const unsigned long long all = static_cast<unsigned long long>(p.step_count) * blocks();
     // Some blocks may have arrived at the first, but not all at the last without this one.
     const unsigned long long n = arrivals(p);
     fixed().arrived = static_cast<unsigned>(n - n % all);
     // The words are zeros before the first token.
     fixed().phase = ~(n / all) & 1;
-    fixed().step = fixed().seen = 0;
+    fixed().number = fixed().step = fixed().seen = 0;
 }
 
-// This block is done with step n.
-__device__ __forceinline__ void arrive(const Program& p, int n) {
+// The step that the block's threads are at: nobody may ask behind a step's last meeting but thread 0, which
+// counts on in front of the one at its end. In a register it would have a place in local memory.
+__device__ __forceinline__ int step_number() {
+    return static_cast<volatile int&>(fixed().number);
+}
+
+// In local memory its address would have a place as well.
+__device__ __forceinline__ const Step& this_step() { return fixed().steps[step_number() % 2]; }
+
+// This block is done with a step; the first one's results and what it cleared shall be seen behind that.
+__device__ __forceinline__ void arrive(const Program& p, bool first) {
+    if (thread() == 0) static_cast<volatile int&>(fixed().number)++;
     meet();
     if (thread()) return;
-    if (n == 0)
+    if (first)
         asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(p.arrived) : "memory");
     else
         asm volatile("red.relaxed.gpu.global.add.u64 [%0], 1;" ::"l"(p.arrived) : "memory");
 }
 
-// What a thread does that nobody waits for: it keeps at hand how often blocks have arrived.
-__device__ __forceinline__ void watch(const Program& p) {
+// What a thread does that nobody waits for: it keeps at hand how often blocks have arrived, and `bring`s
+// the spare rows of a step when their place is free.
+template <typename F>
+__device__ __forceinline__ void watch(const Program& p, F bring) {
     volatile unsigned& seen = fixed().seen;
-    const unsigned first = fixed().arrived, all = (p.step_count - 1) * gridDim.x;
+    const unsigned first = fixed().arrived, all = (p.step_count - 1) * blocks();
     unsigned n = 0;
+    int brought = 0;
     while (n < all) {
+        const int freed = static_cast<volatile int&>(fixed().freed);
+        if (freed != brought) bring(brought = freed);
         unsigned long long now;
         asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(now) : "l"(p.arrived) : "memory");
         seen = n = static_cast<unsigned>(now) - first;
@@ -127,7 +146,7 @@ __device__ __forceinline__ void watch(const Program& p) {
 // Whether almost all are done with what is before step n.
 __device__ __forceinline__ bool most_are_done(int n) {
     const volatile unsigned& seen = fixed().seen;
-    return n > 1 && seen + gridDim.x / 8 >= n * gridDim.x;
+    return n > 1 && seen + blocks() / 4 >= n * blocks();
 }
 
 // Each thread waits for that; in front of step 1 for all, and what they cleared.
@@ -138,7 +157,7 @@ __device__ __forceinline__ void wait_for_most(const Program& p, int n) {
         return;
     }
     if (thread() == 0)
-        while (static_cast<unsigned>(arrivals(p)) - fixed().arrived < gridDim.x) {
+        while (static_cast<unsigned>(arrivals(p)) - fixed().arrived < blocks()) {
         }
     meet();
 }

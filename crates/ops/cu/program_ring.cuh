@@ -74,7 +74,7 @@ __device__ __forceinline__ void copy_16_of_128(void* to, const void* from) {
 __device__ __forceinline__ int count_of(const Own& own) {
     return own.each + (static_cast<int>(blockIdx.x) < own.more);
 }
-__device__ __forceinline__ int own_row(int i) { return i * gridDim.x + blockIdx.x; }
+__device__ __forceinline__ int own_row(int i) { return i * blocks() + blockIdx.x; }
 
 // A quotient, of a number below THREADS, by the inverse of the divisor.
 __device__ __forceinline__ int divided(int n, unsigned inverse) { return n * inverse >> 20; }
@@ -109,6 +109,20 @@ struct Place {
         return signal_given(signals + entry % SIGNALS, entry / SIGNALS & 1);
     }
 };
+
+// Brings a step's spare rows.
+__device__ __forceinline__ void bring_spare(const Step& s) {
+    const int rows = s.spare.rows, bytes = s.row_bytes, before = count_of(s.own) - rows;
+    const unsigned char* const weights = static_cast<const unsigned char*>(s.weights[0]);
+    unsigned long long* const full = &fixed().spare_full;
+    // What threads wrote there, who have met since, is before what comes there.
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    signal_expect(full, rows * bytes);
+#pragma unroll 1
+    for (int n = 0; n < rows; n++)
+        bring(shared + s.spare.byte + n * bytes,
+              weights + static_cast<uint64_t>(own_row(before + n)) * bytes, bytes, full);
+}
 
 // What one of BRINGERS threads brings: every so-manieth piece, from its first on.
 __device__ __forceinline__ void bring_rows(const Program& p, int first) {
@@ -213,8 +227,9 @@ __device__ __forceinline__ void load_inputs(float (&h)[N], const float* values, 
 // `to`: row by row in turn to the threads, which see their own behind the call. Where `more` rows
 // follow at once, or nothing else lets threads meet before they do, all have met behind it.
 template <typename W>
-__device__ __forceinline__ void dots(const Program& p, const Teams teams, int vectors,
-                                     const float* values, int count, float* to, bool more) {
+__device__ __forceinline__ void dots(const Program& p, const Teams teams, const Spare spare,
+                                     int vectors, const float* values, int count, float* to,
+                                     bool more) {
     constexpr int N = Weights<W>::N, VECTORS = HELD / N;  // of a lane
     Fixed& f = fixed();
     float* const all_parts = parts_of_sums();
@@ -242,23 +257,36 @@ __device__ __forceinline__ void dots(const Program& p, const Teams teams, int ve
 #pragma unroll 1
     for (int begin = 0; begin < count; begin += room) {
         const int end = min(count, begin + room);
-        if (team < team_count)
-#pragma unroll 1
-            for (int i = begin + team; i < end; i += team_count) {
-                Place::wait(f.full, at.entry);
-                const unsigned char* const from = ring + at.slot * p.slot_bytes;
-                float sums[VECTORS];
+        const auto product = [&](const unsigned char* from) {
+            float sums[VECTORS];
 #pragma unroll
-                for (int v = 0; v < VECTORS; v++)
-                    sums[v] = Weights<W>(from + offsets[v]).times(h[v], 0.f);
+            for (int v = 0; v < VECTORS; v++)
+                sums[v] = Weights<W>(from + offsets[v]).times(h[v], 0.f);
+#pragma unroll
+            for (int v = 1; v < VECTORS; v++) sums[0] += sums[v];
+            return sums[0];
+        };
+        const auto put = [&](int i, float sum) {
+            sum = warp_sum(sum);
+            if (lane == 0) all_parts[member * room + i - begin] = sum;
+        };
+        if (team < team_count) {
+            int i = begin + team;
+#pragma unroll 1
+            for (; i < end - spare.rows; i += team_count) {
+                Place::wait(f.full, at.entry);
+                const float sum = product(ring + at.slot * p.slot_bytes);
                 __syncwarp();
                 if (lane == 0) signal_arrive(f.empty + at.entry % SIGNALS, arrivals);
                 at.skip(team_count * pieces, slots);
-#pragma unroll
-                for (int v = 1; v < VECTORS; v++) sums[0] += sums[v];
-                const float sum = warp_sum(sums[0]);
-                if (lane == 0) all_parts[member * room + i - begin] = sum;
+                put(i, sum);
             }
+            if (i < end) signal_wait(&f.spare_full, f.spares & 1);
+#pragma unroll 1
+            for (; i < end; i += team_count)
+                put(i, product(shared + spare.byte + (i - end + spare.rows) * (vectors * 16) +
+                               piece * p.slot_bytes));
+        }
         meet();
         for (int row = t; row < end - begin; row += THREADS) {
             float sum = 0.f;
@@ -269,7 +297,8 @@ __device__ __forceinline__ void dots(const Program& p, const Teams teams, int ve
         // By a thread that has nothing else to do.
         if (t == THREADS - 1 && end == count) {
             Place behind{f.pieces, f.slot};
-            behind.skip(count * pieces, slots);
+            behind.skip((count - spare.rows) * pieces, slots);
+            f.spares += spare.rows > 0;
             f.pieces = behind.entry;
             f.slot = behind.slot;
         }

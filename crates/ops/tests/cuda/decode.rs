@@ -4,8 +4,9 @@ use candle_core::{DType, Device, Tensor};
 use relufy_ops::attention::{Alibi, Heads};
 use relufy_ops::decode::{
     Attention, AttentionPlan, BATCHES, COUNTS, Embedding, Format, GpuMatrix, Graph, Input, KvCache,
-    Norm, Output, Room, Tiles, UpRows, Words, advance, argmax, attend, embed, gate_and_up,
-    project_by_input, project_by_input_in, project_by_output, read_bandwidth, up_rows,
+    Norm, Output, PairsByInput, Room, Tiles, UpRows, Words, advance, argmax, attend, embed,
+    gate_and_up, pairs_by_input, project_by_input, project_by_input_in, project_by_output,
+    read_bandwidth, up_rows,
 };
 use relufy_ops::pointwise::Pointwise;
 use relufy_ops::rope::{RopePairs, RopeTable};
@@ -22,6 +23,7 @@ pub fn trials() -> Trials {
         ("decode_adds_to_the_residual_stream", adds_to_the_residual_stream),
         ("decode_gate_and_up", gates),
         ("decode_up_of_open_gates", up_of_open_gates),
+        ("decode_pairs_by_input", pairs),
         ("decode_attention", attention),
         ("decode_attention_of_long_sequences", attention_of_long_sequences),
         ("decode_attention_out_of_range", attention_out_of_range),
@@ -459,6 +461,83 @@ fn up_of_open_gates() {
                     let products = run();
                     assert_near(&what, &products, &expected);
                     assert_eq!(counts.read().unwrap(), counted(&open, ffn), "{what}");
+                    assert_same_bits(&what, &products, &run());
+                }
+            }
+        }
+    }
+}
+
+/// `[ffn, width]` weights of gates (0) or of `up` (1) as they are stored side by side.
+fn half_of_pairs(pairs: &GpuMatrix, ffn: usize, which: usize) -> Vec<f64> {
+    let (stored, columns) = (pairs.to_host().unwrap(), pairs.cols());
+    let half = 8 / pairs.format().bytes();
+    let column = |n: usize| n / half * 2 * half + which * half + n % half;
+    let row = |n: usize| {
+        (0..pairs.rows()).map(|i| f64::from(stored[i * columns + column(n)])).collect::<Vec<_>>()
+    };
+    (0..ffn).flat_map(row).collect()
+}
+
+fn pairs() {
+    let random = &mut Random::new(17);
+    for format in Format::ALL {
+        for batch in BATCHES {
+            for (width, ffn) in [(1, 1), (63, 300), (200, 65), (4096, 300), (65, 5000)] {
+                for (act, with_mask) in [
+                    (Pointwise::Relu, false),
+                    (Pointwise::FatRelu { threshold: 0.5 }, false),
+                    (Pointwise::ShiftedRelu { shift: 0.25 }, true),
+                ] {
+                    let sources = [0, 1].map(|_| random.tensor((ffn, width)));
+                    let [gate, up] = sources.each_ref().map(|t| on_gpu(t, DType::F32));
+                    let matrix = GpuMatrix::pack_pairs(&gate, &up, format).unwrap();
+                    let plain = [0, 1].map(|which| half_of_pairs(&matrix, ffn, which));
+                    if format != Format::Int8 {
+                        assert_eq!(plain, sources.each_ref().map(values));
+                    }
+                    let biases = [0, 1].map(|_| vector(random, ffn));
+                    let x = some(random, (batch, width), 0.4);
+                    let norm = Plain::new(random, width, false);
+                    let (id, relu) = (Pointwise::Identity, Pointwise::Relu);
+                    let h = entering(&x, width, Some(&norm), (relu, id), None);
+                    let mask: Vec<f64> =
+                        some(random, (1, ffn), 0.3).iter().map(|m| f64::from(*m != 0.0)).collect();
+                    let mask = with_mask.then_some(mask);
+                    let sum = |n: usize| plus_bias(product(&h, &plain[n], width), &biases[n]);
+                    let open = entering(&sum(0), ffn, None, (act, id), mask.as_ref());
+                    let products = open.iter().zip(sum(1)).map(|(gate, up)| curve(relu, gate * up));
+                    let expected: Vec<f64> = products.collect();
+
+                    let (x, norm) = (there(&x, &[batch, width]), norm.there());
+                    let biases = biases.map(|bias| there(&bias, &[ffn]));
+                    let mask = mask.map(|mask| there(&mask, &[ffn]));
+                    let counts = Words::zeros(gpu(), 2 * COUNTS).unwrap();
+                    let room = room();
+                    let run = || {
+                        let sums = nan((batch, matrix.cols()), DType::F32);
+                        let products = nan((batch, ffn), DType::F32);
+                        let input = Input::normed(&x, &norm, relu);
+                        let it = PairsByInput {
+                            input: Input { counts: Some((&counts, 0)), ..input },
+                            matrix: &matrix,
+                            biases: biases.each_ref().map(Some),
+                            activation: act,
+                            mask: mask.as_ref(),
+                            then: relu,
+                            sums: &sums,
+                            products: &products,
+                            counts: Some((&counts, COUNTS)),
+                        };
+                        pairs_by_input(&it, &room).unwrap();
+                        products
+                    };
+                    let what = format!("{format:?} {batch} x {width}, {ffn}, {act:?}");
+                    let products = run();
+                    assert_near(&what, &products, &expected);
+                    let counts = counts.read().unwrap();
+                    assert_eq!(counts[..COUNTS], counted(&h, width), "{what}");
+                    assert_eq!(counts[COUNTS..], counted(&open, ffn), "{what}");
                     assert_same_bits(&what, &products, &run());
                 }
             }

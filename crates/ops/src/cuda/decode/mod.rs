@@ -16,6 +16,7 @@ mod graph;
 mod input;
 mod launch;
 mod matrix;
+mod pairs;
 mod program;
 mod project;
 mod room;
@@ -29,6 +30,7 @@ pub use graph::Graph;
 pub use input::{COUNTS, Input, Norm};
 pub use launch::set_overlap;
 pub use matrix::{Format, GpuMatrix, read_bandwidth};
+pub use pairs::{PairsByInput, pairs_by_input};
 pub use program::Program;
 pub use project::{
     Output, Tiles, gate_and_up, project_by_input, project_by_input_in, project_by_output,

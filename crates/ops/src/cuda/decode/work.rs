@@ -4,8 +4,8 @@
 use candle_core::Tensor;
 
 use super::{
-    Attention, Embedding, GpuMatrix, Input, Output, Room, UpRows, attend, embed, gate_and_up,
-    project_by_input, project_by_output, up_rows,
+    Attention, Embedding, GpuMatrix, Input, Output, PairsByInput, Room, UpRows, attend, embed,
+    gate_and_up, pairs_by_input, project_by_input, project_by_output, up_rows,
 };
 use crate::error::Result;
 use crate::pointwise::Pointwise;
@@ -52,6 +52,8 @@ pub enum Work<'a> {
         /// The second half.
         up: UpRows<'a>,
     },
+    /// [`pairs_by_input`].
+    PairsByInput(PairsByInput<'a>),
     /// A token's attention.
     Attend(Attention<'a>),
 }
@@ -78,6 +80,7 @@ impl Work<'_> {
                 project(input, gate, *by_input, &Output::new(up.gate, *bias))?;
                 up_rows(up)
             }
+            Work::PairsByInput(it) => pairs_by_input(it, room),
             Work::Attend(it) => attend(it, room),
         }
     }

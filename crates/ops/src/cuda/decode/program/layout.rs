@@ -33,6 +33,31 @@ impl Layout {
         }
         Layout { flight, parts, ring: FIXED + bytes.next_multiple_of(128) }
     }
+
+    /// A block's last rows of what follows attention come to memory that neither needs, while attention
+    /// leaves the GPU's memory idle.
+    pub(super) fn spare(&self, steps: &mut [Step], passes: &mut [Pass], attending: usize) {
+        for n in 2..steps.len() {
+            let step = &steps[n];
+            let follows = steps[n - 1].kind == ATTEND && step.kind == ROWS && step.pairs == 0;
+            let Some(pass) = passes.iter_mut().find(|pass| follows && pass.step == n as i32) else {
+                continue;
+            };
+            // What enters, its lists, and attention's keys.
+            let entering = self.flight + 4 * (step.stride[0] as usize).next_multiple_of(64);
+            let lists = (step.lists + step.room) as usize - FIXED;
+            let used = entering.max(lists).max(4 * PARTS + attending).next_multiple_of(128);
+            let fit = (self.ring - FIXED).saturating_sub(used) / step.row_bytes as usize;
+            // All are summed at once, and each block has so many.
+            let rows = (fit as i32).min(step.own.each);
+            if rows == 0 || step.own.each >= step.teams.room {
+                continue;
+            }
+            pass.own.each -= rows;
+            steps[n].spare = Spare { rows, byte: (FIXED + used) as i32, after: 0 };
+            steps[n - 2].spare.after = n as i32;
+        }
+    }
 }
 
 /// Where rows wait for their turn: so many slots of so many bytes.
@@ -93,5 +118,35 @@ impl Ring {
             by_size: inverse(size),
             by_warps: inverse(warps),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A dense parallel block of Pythia 6.9B: attention, `up` behind a norm with a bias, `down`.
+    #[test]
+    fn spare_rows_lie_behind_lists() {
+        let (hidden, ffn, attending) = (4096, 16384, 22_656);
+        let rows = |inputs: usize, outputs: usize| {
+            let mut step = Step { kind: ROWS, lists: 4 * inputs as i32, ..Step::default() };
+            step.stride[0] = inputs as i64;
+            step.row_bytes = 2 * inputs as i32;
+            step.own.each = outputs as i32 / 132;
+            step.teams.room = 512;
+            step
+        };
+        let attend = Step { kind: ATTEND, ..Step::default() };
+        let mut steps = [rows(hidden, 3 * hidden), attend, rows(hidden, ffn), rows(ffn, hidden)];
+        let layout = Layout::new(&mut steps, attending);
+        steps[2].room = 2 * 4 * hidden as i32;
+        let mut passes = [Pass { step: 2, own: steps[2].own, ..Pass::default() }];
+        layout.spare(&mut steps, &mut passes, attending);
+        let (step, spare) = (&steps[2], &steps[2].spare);
+        assert!(spare.rows > 0 && spare.byte >= step.lists + step.room);
+        assert!((spare.byte + spare.rows * step.row_bytes) as usize <= layout.ring);
+        assert_eq!(passes[0].own.each, step.own.each - spare.rows);
+        assert_eq!(steps[0].spare.after, 2);
     }
 }

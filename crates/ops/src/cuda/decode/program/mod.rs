@@ -68,6 +68,7 @@ impl Program {
             return Ok(None);
         }
         ring.share_out(&mut steps, &mut passes, layout.parts);
+        layout.spare(&mut steps, &mut passes, attending);
         let arrived = gpu.scratch(8, OP)?;
         gpu.zero(arrived.ptr, 8, OP)?;
         let there = |bytes: usize| gpu.scratch(bytes, OP);

@@ -42,6 +42,15 @@ pub(super) struct Own {
     pub(super) more: i32,
 }
 
+/// `Spare` of `cu/program.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(super) struct Spare {
+    pub(super) rows: i32,
+    pub(super) byte: i32,
+    pub(super) after: i32,
+}
+
 /// `Pass` of `cu/program.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -76,6 +85,7 @@ pub(super) struct Columns {
     pub(super) parts: i32,
     pub(super) by_lanes: u32,
     pub(super) by_width: u32,
+    pub(super) by_fours: u32,
 }
 
 /// What a number below [`THREADS`] is multiplied by instead of a division: see `divided` of
@@ -94,12 +104,14 @@ pub(super) struct Step {
     pub(super) join: i32,
     pub(super) number: i32,
     pub(super) last: i32,
+    pub(super) row_bytes: i32,
     pub(super) lists: i32,
     pub(super) room: i32,
     pub(super) feed: Feed,
     pub(super) out: Out,
     pub(super) own: Own,
     pub(super) teams: Teams,
+    pub(super) spare: Spare,
     pub(super) columns: Columns,
     pub(super) weights: [u64; 2],
     pub(super) scales: [u64; 2],

@@ -72,7 +72,7 @@ impl<'a> Recorder<'a> {
                 let mut step = self.giving(feed, output.out(1, outputs, OP)?)?;
                 self.name(&mut step, 0, matrix);
                 match by_input {
-                    true => self.add(&mut step, inputs),
+                    true => self.add(&mut step, matrix),
                     false => self.rows(&mut step, &[matrix]),
                 }
                 step
@@ -102,6 +102,21 @@ impl<'a> Recorder<'a> {
                 let mut step = self.giving(feed, out)?;
                 self.name(&mut step, 0, gate);
                 self.neurons(&mut step, gate, by_input, &up)?;
+                step
+            }
+            Work::PairsByInput(it) => {
+                it.check()?;
+                let feed = self.feed(&it.input, it.matrix.rows())?;
+                let ffn = it.products.elem_count();
+                let out = Output::new(it.products, it.biases[0]).out(1, ffn, OP)?;
+                let mut step = Step { pairs: 1, ..self.giving(feed, out)? };
+                step.up_bias = numbers_or_null(it.biases[1], ffn, "bias of up", OP)?;
+                step.mask = numbers_or_null(it.mask, ffn, "mask", OP)?;
+                step.counts = it.counts.map_or(Ok(0), |(words, at)| words.at(at, COUNTS, OP))?;
+                (step.act, step.act_p) = curve_code(it.activation);
+                (step.then, step.then_p) = curve_code(it.then);
+                self.name(&mut step, 0, it.matrix);
+                self.add(&mut step, it.matrix);
                 step
             }
             Work::Attend(it) => {
@@ -197,8 +212,8 @@ impl<'a> Recorder<'a> {
     }
 
     /// Columns that a block has of every row.
-    fn lanes(&mut self, step: &mut Step) {
-        let vectors = (step.out.outputs as usize).div_ceil(vector(self.format));
+    fn lanes(&mut self, step: &mut Step, matrix: &GpuMatrix) {
+        let vectors = matrix.cols().div_ceil(vector(self.format));
         let lanes = vectors.div_ceil(self.blocks);
         // Memory comes in 32 bytes: halves of them are worth a few blocks without columns, if those are
         // few.
@@ -211,13 +226,15 @@ impl<'a> Recorder<'a> {
             parts: (groups / 8).clamp(1, (THREADS / width).clamp(1, 8)) as i32,
             by_lanes: inverse(lanes),
             by_width: inverse(width),
+            by_fours: inverse(4 * lanes),
         };
     }
 
-    fn add(&mut self, step: &mut Step, inputs: usize) {
+    fn add(&mut self, step: &mut Step, matrix: &GpuMatrix) {
+        let inputs = matrix.rows();
         step.kind = ADD;
         step.by_input = 1;
-        self.lanes(step);
+        self.lanes(step, matrix);
         // The values of all, and a list of places.
         step.lists = (4 * inputs.next_multiple_of(64) + 2 * inputs) as i32;
     }
@@ -227,6 +244,7 @@ impl<'a> Recorder<'a> {
         for matrix in matrices {
             self.pass(matrix, false);
             step.lists = 4 * matrix.stride().next_multiple_of(64) as i32;
+            step.row_bytes = (matrix.stride() * self.format.bytes()) as i32;
         }
         step.own = self.own(step.out.outputs as usize);
         let own = (step.out.outputs as usize).div_ceil(self.blocks);
@@ -252,7 +270,7 @@ impl<'a> Recorder<'a> {
         let inputs = up.up.stride().next_multiple_of(64);
         let list = match by_input {
             true => {
-                self.lanes(step);
+                self.lanes(step, gate);
                 // Of int8 also the values times units.
                 (if step.scales[0] == 0 { 2 } else { 6 }) * inputs
             }
