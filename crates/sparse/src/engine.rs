@@ -6,6 +6,7 @@ use relufy_model::Decoder;
 use relufy_spec::flops::{Densities, SiteDensities};
 use relufy_spec::{DecoderSpec, Layer};
 
+use crate::layout::LayerLayout;
 use crate::matrix::Matrix;
 use crate::thresholds::{SiteThresholds, Thresholds};
 use crate::weights::Weights;
@@ -47,13 +48,7 @@ impl Calibrated {
         if let Some(thresholds) = &self.thresholds {
             thresholds.check(spec)?;
         }
-        let (expected, found) =
-            (spec.layers.len(), self.densities.as_ref().map(|found| found.layers.len()));
-        if let Some(found) = found.filter(|found| *found != expected) {
-            let why = format!("densities of {found} layers for a decoder of {expected}");
-            return Err(Error::Decoder(why));
-        }
-        Ok(())
+        check_densities(self.densities.as_ref(), spec)
     }
 
     pub(crate) fn densities(&self, n: usize) -> Option<&SiteDensities> {
@@ -63,6 +58,16 @@ impl Calibrated {
     pub(crate) fn thresholds(&self, n: usize, layer: &Layer) -> SiteThresholds {
         self.thresholds.as_ref().map(|found| found.layer(n, layer)).unwrap_or_default()
     }
+}
+
+/// Demands one for each layer, where there are some.
+pub(crate) fn check_densities(densities: Option<&Densities>, spec: &DecoderSpec) -> Result<()> {
+    let (expected, found) = (spec.layers.len(), densities.map(|found| found.layers.len()));
+    if let Some(found) = found.filter(|found| *found != expected) {
+        let why = format!("densities of {found} layers for a decoder of {expected}");
+        return Err(Error::Decoder(why));
+    }
+    Ok(())
 }
 
 /// A decoder packed for decoding. Copies share the weights and the threads; sequences of several
@@ -155,6 +160,14 @@ impl Engine {
     /// For each layer whether `up` of a gated MLP is stored by input.
     pub fn up_by_input(&self) -> impl ExactSizeIterator<Item = bool> {
         self.packed.layers.iter().map(|layer| layer.up.is_some())
+    }
+
+    /// Whether packing with these densities would give the same layout.
+    pub fn suits(&self, densities: &Densities) -> bool {
+        let layers = self.packed.layers.iter().zip(&densities.layers);
+        let wanted = layers
+            .map(|(layer, each)| LayerLayout::new(&layer.plan, &layer.thresholds, Some(each)).up);
+        wanted.eq(self.up_by_input())
     }
 
     /// Bytes of the packed weights in memory.

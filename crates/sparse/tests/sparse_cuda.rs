@@ -32,8 +32,11 @@ mod gpu {
     use libtest_mimic::{Failed, Trial};
     use relufy_model::{Checkpoint, Decoder, Init, Params, generate};
     use relufy_ops::buffer::{to_host, write_from_host};
-    use relufy_sparse::{Engine, Error, Format, GpuEngine, GpuSession, Options, Reads, Session};
-    use relufy_spec::{Activation, DecoderSpec, Position, ReluPlan, Stage};
+    use relufy_sparse::{
+        Calibrated, Engine, Error, Format, GpuEngine, GpuSession, Options, Reads, Session,
+    };
+    use relufy_spec::flops::{Densities, SiteDensities};
+    use relufy_spec::{Activation, DecoderSpec, MlpKind, Position, ReluPlan, SiteOp, Stage};
     use serde_json::json;
 
     use super::common::{
@@ -65,14 +68,17 @@ mod gpu {
         ];
         let mut trials = Vec::new();
         for (name, spec) in all() {
-            for (test, run) in tests {
+            let by_input = takes_up_by_input(&spec).then_some(("up_by_input", up_by_input as Test));
+            for (test, run) in tests.into_iter().chain(by_input) {
                 let (name, spec) = (format!("{test}: {name}"), spec.clone());
                 trials.push(trial(name, &gpu, move |gpu| run(&spec, gpu)));
             }
         }
-        let more: [(&str, Single); 6] = [
+        let more: [(&str, Single); 8] = [
             ("long_prompts", long_prompts),
             ("wide_rows", wide_rows),
+            ("wide_inputs", wide_inputs),
+            ("wide_parallel_blocks", wide_parallel_blocks),
             ("long_contexts", long_contexts),
             ("refused", refused),
             ("fastest", fastest),
@@ -149,6 +155,75 @@ mod gpu {
         let mut session = GpuSession::new(&engine, 1).unwrap();
         let apart = worst(&mut session, &ids, &expected);
         assert!(apart < 1e-5, "{apart:e}");
+    }
+
+    /// Whether the engine can read `up` of a gated MLP by input.
+    fn takes_up_by_input(spec: &DecoderSpec) -> bool {
+        let takes = |layer: &relufy_spec::Layer| {
+            layer.mlp.kind == MlpKind::Gated && layer.sites.up_in != SiteOp::Identity
+        };
+        spec.layers.iter().any(takes)
+    }
+
+    /// The same model where densities say that inputs are sparser than gates: its logits, what it does,
+    /// and sequences side by side.
+    fn up_by_input(spec: &DecoderSpec, gpu: &Device) {
+        let (ids, decoder) = (prompt(), decoder(spec.clone()));
+        let each = SiteDensities { up: 0.1, ..SiteDensities::DENSE };
+        let densities = Densities::uniform(spec.layers.len(), each);
+        let packed = |format| {
+            let there = on(gpu, &decoder, DType::F32);
+            let engine = GpuEngine::calibrated(there, &options(format), &densities).unwrap();
+            assert!(engine.up_by_input().any(|by_input| by_input) && engine.suits(&densities));
+            engine
+        };
+        let expected = dense_logits(&decoder, &ids);
+        let engine = packed(Format::F32);
+        let calibrated = Calibrated { densities: Some(densities.clone()), thresholds: None };
+        let here = Engine::calibrated(&decoder, &options(Format::F32), &calibrated).unwrap();
+        let as_one = GpuSession::new(&engine, 1).unwrap();
+        let by_kernels = GpuSession::by_kernels(&engine, 1).unwrap();
+        for mut session in [as_one, by_kernels] {
+            let mut here = Session::new(&here).unwrap();
+            for (n, (id, expected)) in ids.iter().zip(&expected).enumerate() {
+                let apart = distance(session.step(&[*id]).unwrap(), expected);
+                assert!(apart < 1e-5, "token {n}: {apart:e}");
+                here.step(*id).unwrap();
+                let (found, expected) = (session.counts().unwrap(), here.counts());
+                assert_eq!(found.up.needed, expected.up.needed, "token {n}");
+                if engine.up_by_input().all(|by_input| by_input) {
+                    assert_eq!(found.up, expected.up, "token {n}");
+                }
+                assert_eq!(found.down.needed, expected.down.needed, "token {n}");
+                assert_eq!(found.qkv, expected.qkv, "token {n}");
+            }
+        }
+        for batch in [2, 8] {
+            let rows = rows(batch);
+            let mut alone: Vec<_> =
+                rows.iter().map(|_| GpuSession::new(&engine, 1).unwrap()).collect();
+            let mut together = GpuSession::new(&engine, batch).unwrap();
+            for i in 0..4 {
+                let tokens: Vec<u32> = rows.iter().map(|row| row[i]).collect();
+                let logits = together.step(&tokens).unwrap().to_vec();
+                let mut needed = 0;
+                for (row, alone) in alone.iter_mut().enumerate() {
+                    let apart = distance(
+                        &logits[row * VOCAB..][..VOCAB],
+                        alone.step(&tokens[row..=row]).unwrap(),
+                    );
+                    assert!(apart < 1e-5, "{batch} rows, row {row}, token {i}: {apart:e}");
+                    needed += alone.counts().unwrap().total().needed;
+                }
+                assert_eq!(together.counts().unwrap().total().needed, needed, "{batch}, {i}");
+            }
+        }
+        for (format, bound) in [(Format::Bf16, 8e-2), (Format::Int8, 1.2e-1)] {
+            let mut session = GpuSession::new(&packed(format), 1).unwrap();
+            let apart = worst(&mut session, &ids, &expected);
+            eprintln!("{format}: {apart:.1e}");
+            assert!(apart < bound, "{format}: {apart:e}");
+        }
     }
 
     /// Which way it is depends on the GPU; what is computed does not.
@@ -355,6 +430,58 @@ mod gpu {
                 let apart = worst(&mut session(gpu, &decoder, format), &ids, &expected);
                 eprintln!("{stage:?} {format}: {apart:.1e}");
                 assert!(apart < bound, "{stage:?} {format}: {apart:e}");
+            }
+        }
+    }
+
+    /// Inputs that take several registers of a thread, or more than it has; `up` either way.
+    fn wide_inputs(gpu: &Device) {
+        for (hidden, ffn) in [(4608, 500), (6400, 300), (256, 11000), (256, 13000)] {
+            let sizes = json!({"hidden_size": hidden, "intermediate_size": ffn, "head_dim": 32,
+                "num_attention_heads": 4, "num_key_value_heads": 2});
+            let spec = llama(Stage::Two, sizes);
+            let init = Init { std: 0.03, scale_residual: false, seed: 3 };
+            let params = Params::random(&spec, &init, &Device::Cpu).unwrap();
+            let decoder = Decoder::new(spec, params).unwrap();
+            let ids = &prompt()[..6];
+            let expected = dense_logits(&decoder, ids);
+            for (format, bound) in
+                [(Format::F32, 1e-5), (Format::Bf16, 4e-2), (Format::Int8, 1.2e-1)]
+            {
+                let there = || on(gpu, &decoder, DType::F32);
+                let densities = Densities::dense(decoder.spec().layers.len());
+                let by_neuron = GpuEngine::new(there(), &options(format)).unwrap();
+                let by_input =
+                    GpuEngine::calibrated(there(), &options(format), &densities).unwrap();
+                assert!(by_input.up_by_input().all(|by_input| by_input));
+                assert!(!by_neuron.up_by_input().any(|by_input| by_input));
+                for (way, engine) in [("by neuron", by_neuron), ("by input", by_input)] {
+                    let mut session = GpuSession::new(&engine, 1).unwrap();
+                    let apart = worst(&mut session, ids, &expected);
+                    eprintln!("{hidden} x {ffn} {format}, up {way}: {apart:.1e}");
+                    assert!(apart < bound, "{hidden} x {ffn} {format}, up {way}: {apart:e}");
+                }
+            }
+        }
+    }
+
+    /// Pythia 6.9B's shape: in the one kernel a plain MLP with long rows follows attention. By kernels it
+    /// is the same.
+    fn wide_parallel_blocks(gpu: &Device) {
+        let mut config = configs()[8].1.clone();
+        let sizes = json!({"hidden_size": 4096, "intermediate_size": 16384,
+            "num_attention_heads": 32});
+        config.as_object_mut().unwrap().extend(sizes.as_object().unwrap().clone());
+        for stage in [Stage::Dense, Stage::Two] {
+            let spec = spec(&config, stage);
+            let engine = GpuEngine::random(&spec, &options(Format::Bf16), gpu, 5).unwrap();
+            let mut as_one = GpuSession::new(&engine, 1).unwrap();
+            let mut by_kernels = GpuSession::by_kernels(&engine, 1).unwrap();
+            for id in &prompt()[..4] {
+                let expected = by_kernels.step(&[*id]).unwrap().to_vec();
+                let apart = distance(as_one.step(&[*id]).unwrap(), &expected);
+                eprintln!("{stage:?}: {apart:.1e}");
+                assert!(apart < 5e-4, "{stage:?}: {apart:e}");
             }
         }
     }

@@ -7,8 +7,8 @@ use relufy_ops::decode::read_bandwidth;
 use relufy_ops::device::synchronize;
 use relufy_spec::flops::SiteDensities;
 
-use super::Timed;
 use super::text::{Cursor, Text, mean_surprise};
+use super::{Timed, union};
 use crate::cuda::Masks;
 use crate::force::Forced;
 use crate::{Counts, Error, GpuEngine, GpuSession, Result};
@@ -124,13 +124,6 @@ impl Timed for GpuTimer {
     fn batch(&self) -> usize {
         self.session.batch()
     }
-}
-
-/// The densities of what any of `batch` independent sequences needs.
-fn union(each: SiteDensities, batch: usize) -> SiteDensities {
-    let any = |density: f64| 1.0 - (1.0 - density).powi(batch as i32);
-    let SiteDensities { qkv, o, up, down } = each;
-    SiteDensities { qkv: any(qkv), o: any(o), up: any(up), down: any(down) }
 }
 
 /// Bytes a second at which a GPU reads `bytes` of its memory, which should be many times what its

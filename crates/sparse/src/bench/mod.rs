@@ -74,3 +74,10 @@ pub fn nothing_skipped(spec: &DecoderSpec) -> DecoderSpec {
     }
     spec
 }
+
+/// The densities of what any of `batch` independent sequences needs.
+pub fn union(each: SiteDensities, batch: usize) -> SiteDensities {
+    let any = |density: f64| 1.0 - (1.0 - density).powi(batch as i32);
+    let SiteDensities { qkv, o, up, down } = each;
+    SiteDensities { qkv: any(qkv), o: any(o), up: any(up), down: any(down) }
+}

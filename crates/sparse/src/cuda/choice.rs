@@ -1,8 +1,9 @@
-//! Which of two ways to read a decoder's weights is the faster one: measured.
+//! Which way to read a decoder's weights is the fastest: measured.
 
 use std::time::Instant;
 
 use relufy_model::Decoder;
+use relufy_spec::flops::{Densities, SiteDensities};
 
 use super::engine::GpuEngine;
 use super::session::GpuSession;
@@ -22,30 +23,46 @@ const CHAIN: usize = 12;
 const ROUNDS: usize = 5;
 
 impl GpuEngine {
-    /// Packs a decoder in the way that decodes `batch` sequences faster: few sequences skip most of
-    /// the weights, the union of many skips little. Both compute the same, but for rounding; which
-    /// it was says [`GpuEngine::reads`].
+    /// Packs a decoder in the way that decodes `batch` sequences fastest. Few sequences skip most of the
+    /// weights, the union of many skips little; and what is not zero says which layers read `up` by
+    /// input ([`GpuEngine::calibrated`]). All compute the same, but for rounding; which it was say
+    /// [`GpuEngine::reads`] and [`GpuEngine::up_by_input`].
     ///
-    /// Measured by greedy continuations of different tokens, with the zeros that they have. The two
-    /// are not on the GPU at the same time.
+    /// Measured by greedy continuations of different tokens, with the zeros that they have. No two
+    /// are on the GPU at the same time.
     ///
     /// # Errors
     /// As [`GpuEngine::new`] and [`GpuSession::new`].
     pub fn fastest(decoder: Decoder, options: &Options, batch: usize) -> Result<GpuEngine> {
         // The parameters are shared.
         let again = || Decoder::new(decoder.spec().clone(), decoder.params().clone());
-        let all = seconds(&GpuEngine::reading(again()?, options, Reads::All)?, batch)?;
-        let needed = GpuEngine::reading(again()?, options, Reads::Needed)?;
-        if seconds(&needed, batch)? <= all {
-            return Ok(needed);
+        let all = measure(&GpuEngine::reading(again()?, options, Reads::All)?, batch)?.seconds;
+        let plain = GpuEngine::new(again()?, options)?;
+        let Measured { seconds: skipping, densities } = measure(&plain, batch)?;
+        if skipping <= all && plain.suits(&densities) {
+            return Ok(plain);
         }
-        drop(needed);
-        GpuEngine::reading(decoder, options, Reads::All)
+        if !plain.suits(&densities) {
+            drop(plain);
+            let laid_out = GpuEngine::calibrated(again()?, options, &densities)?;
+            if measure(&laid_out, batch)?.seconds <= all.min(skipping) {
+                return Ok(laid_out);
+            }
+        }
+        let reads = if skipping <= all { Reads::Needed } else { Reads::All };
+        GpuEngine::reading(decoder, options, reads)
     }
 }
 
-/// The median time of a short chain.
-fn seconds(engine: &GpuEngine, batch: usize) -> Result<f64> {
+/// How an engine decodes.
+struct Measured {
+    /// The median time of a short chain.
+    seconds: f64,
+    /// The mean of its tokens.
+    densities: Densities,
+}
+
+fn measure(engine: &GpuEngine, batch: usize) -> Result<Measured> {
     let mut session = GpuSession::new(engine, batch)?;
     let vocab = engine.spec().vocab;
     let tokens: Vec<u32> = (0..batch).map(|n| ((n + 1) * vocab / (batch + 1)) as u32).collect();
@@ -64,5 +81,26 @@ fn seconds(engine: &GpuEngine, batch: usize) -> Result<f64> {
         }
     }
     times.sort_by(f64::total_cmp);
-    Ok(times[ROUNDS / 2])
+    session.truncate(0);
+    let (mut next, mut seen) = (tokens, Vec::new());
+    for _ in 0..steps {
+        next = session.greedy(&next, 1)?;
+        seen.push(session.densities()?);
+    }
+    Ok(Measured { seconds: times[ROUNDS / 2], densities: mean(&seen) })
+}
+
+/// Layer by layer.
+fn mean(seen: &[Densities]) -> Densities {
+    let layers = seen.first().map_or(0, |first| first.layers.len());
+    let mean = |n: usize, site: fn(&SiteDensities) -> f64| {
+        seen.iter().map(|each| site(&each.layers[n])).sum::<f64>() / seen.len() as f64
+    };
+    let layers = (0..layers).map(|n| SiteDensities {
+        qkv: mean(n, |each| each.qkv),
+        o: mean(n, |each| each.o),
+        up: mean(n, |each| each.up),
+        down: mean(n, |each| each.down),
+    });
+    Densities { layers: layers.collect() }
 }

@@ -1,6 +1,7 @@
 //! What a token did, from what the kernels counted.
 
 use relufy_ops::decode::COUNTS;
+use relufy_spec::flops::{Densities, SiteDensities};
 
 use super::engine::Packed;
 use super::layer::{Linear, Mlp};
@@ -64,16 +65,23 @@ pub(super) fn counts(packed: &Packed, batch: usize, words: &[u32]) -> Counts {
                 let macs = matrix.cols() as u64 * gate.any;
                 let bytes = matrix.row_bytes(matrix.cols()) * gate.any;
                 let done = macs * batch as u64;
-                work(first, up) + Work { needed: pairs(up, gate), done, bytes }
+                work(first, up) + Work { needed: both(up, gate), done, bytes }
+            }
+            Mlp::Pairs { pairs, .. } => {
+                let ffn = layer.plan.ffn as u64;
+                let done = 2 * ffn * up.any * batch as u64;
+                let bytes = up.any * pairs.row_bytes(2 * layer.plan.ffn);
+                Work { needed: ffn * up.sum() + both(up, gate), done, bytes }
             }
             // Nobody lists the gates here; a product is zero where its gate is.
             Mlp::Whole { gate: first, .. } => {
                 let gate = work(first, up);
-                gate + Work { needed: pairs(up, down), ..gate }
+                gate + Work { needed: both(up, down), ..gate }
             }
         };
         let (Mlp::Plain { down: last, .. }
         | Mlp::Neurons { down: last, .. }
+        | Mlp::Pairs { down: last, .. }
         | Mlp::Whole { down: last, .. }) = &layer.mlp;
         counts.down += work(last, down);
     }
@@ -81,8 +89,28 @@ pub(super) fn counts(packed: &Packed, batch: usize, words: &[u32]) -> Counts {
     counts
 }
 
+/// The shares of what was not zero in any of the sequences, by site and layer; in a gated MLP those of
+/// open gates at `down`.
+pub(super) fn densities(packed: &Packed, words: &[u32]) -> Densities {
+    let layers = packed.layers.iter().enumerate().map(|(n, layer)| {
+        let (plan, hidden) = (&layer.plan, packed.spec.hidden);
+        let share = |place, width: usize| f64::from(words[at(n, place)]) / width as f64;
+        let gates = match layer.mlp {
+            Mlp::Neurons { .. } | Mlp::Pairs { .. } => Place::Gate,
+            Mlp::Whole { .. } | Mlp::Plain { .. } => Place::Down,
+        };
+        SiteDensities {
+            qkv: share(Place::Qkv, hidden),
+            o: share(Place::O, plan.q_width),
+            up: share(Place::Up, hidden),
+            down: share(gates, plan.ffn),
+        }
+    });
+    Densities { layers: layers.collect() }
+}
+
 /// Multiply-adds of `up` that matter: each row's inputs times its open gates.
-fn pairs(inputs: Seen<'_>, gates: Seen<'_>) -> u64 {
+fn both(inputs: Seen<'_>, gates: Seen<'_>) -> u64 {
     inputs.rows.iter().zip(gates.rows).map(|(a, b)| u64::from(*a) * u64::from(*b)).sum()
 }
 

@@ -7,18 +7,22 @@ use relufy_model::layer::{inverse_frequencies, norm_plan, rope_pairs};
 use relufy_model::{Decoder, ParamId};
 use relufy_ops::decode::{Format as Stored, GpuMatrix, Norm};
 use relufy_ops::rope::RopeTable;
+use relufy_spec::flops::Densities;
 use relufy_spec::{DecoderSpec, Position};
 
 use super::choice::Reads;
-use super::layer::{Layer, Linear};
+use super::layer::{Layer, Linear, Mlp};
+use super::layout::Layout;
 use super::weights::{Part, Weights};
+use crate::engine::check_densities;
 use crate::{Error, Format, Options, Result};
 
 /// A decoder packed for decoding on a GPU. Copies share the weights.
 ///
 /// Which rows of a matrix are contiguous follows the sites, as on the CPU: inputs behind a ReLU,
 /// where zero ones are skipped, else outputs; neurons in `up` and `down` of an MLP that can skip
-/// them. Weights are stored once more than the decoder has them.
+/// them. Where densities are known and inputs are sparse enough, `up` is read by input as well,
+/// together with the gate. Weights are stored once more than the decoder has them.
 #[derive(Clone)]
 pub struct GpuEngine {
     pub(crate) packed: Arc<Packed>,
@@ -57,12 +61,35 @@ impl GpuEngine {
     /// # Errors
     /// As [`GpuEngine::new`].
     pub fn reading(decoder: Decoder, options: &Options, reads: Reads) -> Result<GpuEngine> {
+        GpuEngine::pack(decoder, options, reads, None)
+    }
+
+    /// The same with measured densities, by which a layout is chosen: `up` of a gated MLP is read by
+    /// input, together with the gate, where its inputs are sparse enough, else by open gates. The result
+    /// is the same to rounding.
+    ///
+    /// # Errors
+    /// As [`GpuEngine::new`]; densities of another number of layers.
+    pub fn calibrated(
+        decoder: Decoder,
+        options: &Options,
+        densities: &Densities,
+    ) -> Result<GpuEngine> {
+        GpuEngine::pack(decoder, options, Reads::Needed, Some(densities))
+    }
+
+    fn pack(
+        decoder: Decoder,
+        options: &Options,
+        reads: Reads,
+        densities: Option<&Densities>,
+    ) -> Result<GpuEngine> {
         let device = decoder.device().clone();
         if !device.is_cuda() {
             return Err(Error::Decoder("it is not on a GPU".to_owned()));
         }
         let weights = Weights::Params(decoder.params(), &device);
-        let packed = Packed::new(decoder.spec(), &weights, options, reads)?;
+        let packed = Packed::new(decoder.spec(), &weights, options, (reads, densities))?;
         Ok(GpuEngine { packed: Arc::new(Packed { decoder: Some(decoder), ..packed }) })
     }
 
@@ -77,7 +104,22 @@ impl GpuEngine {
         device: &Device,
         seed: u64,
     ) -> Result<GpuEngine> {
-        let packed = Packed::new(spec, &Weights::Random(seed, device), options, Reads::Needed)?;
+        GpuEngine::random_calibrated(spec, options, None, device, seed)
+    }
+
+    /// The same with a layout that follows densities.
+    ///
+    /// # Errors
+    /// As [`GpuEngine::calibrated`].
+    pub fn random_calibrated(
+        spec: &DecoderSpec,
+        options: &Options,
+        densities: Option<&Densities>,
+        device: &Device,
+        seed: u64,
+    ) -> Result<GpuEngine> {
+        let weights = Weights::Random(seed, device);
+        let packed = Packed::new(spec, &weights, options, (Reads::Needed, densities))?;
         Ok(GpuEngine { packed: Arc::new(packed) })
     }
 
@@ -94,6 +136,21 @@ impl GpuEngine {
     /// Which rows it reads.
     pub fn reads(&self) -> Reads {
         self.packed.reads
+    }
+
+    /// For each layer whether `up` of a gated MLP is read by input, together with the gate.
+    pub fn up_by_input(&self) -> impl ExactSizeIterator<Item = bool> {
+        self.packed.layers.iter().map(|layer| matches!(layer.mlp, Mlp::Pairs { .. }))
+    }
+
+    /// Whether packing with these densities would give the same layout.
+    pub fn suits(&self, densities: &Densities) -> bool {
+        let packed = &*self.packed;
+        let layout =
+            Layout { format: packed.stored(), reads: packed.reads, densities: Some(densities) };
+        let hidden = packed.spec.hidden;
+        let wanted = packed.layers.iter().enumerate();
+        wanted.map(|(n, layer)| layout.up_by_input(n, &layer.plan, hidden)).eq(self.up_by_input())
     }
 
     /// Where they are.
@@ -121,8 +178,9 @@ impl Packed {
         spec: &DecoderSpec,
         weights: &Weights<'_>,
         options: &Options,
-        reads: Reads,
+        (reads, densities): (Reads, Option<&Densities>),
     ) -> Result<Packed> {
+        check_densities(densities, spec)?;
         let format = stored(options.format)?;
         let context = match options.context {
             0 => spec.max_positions,
@@ -152,8 +210,9 @@ impl Packed {
             }
             _ => None,
         };
+        let layout = Layout { format, reads, densities };
         let layers = (0..spec.layers.len())
-            .map(|n| Layer::pack(spec, n, weights, rope.as_ref(), (format, reads)))
+            .map(|n| Layer::pack(spec, n, weights, rope.as_ref(), layout))
             .collect::<Result<_>>()?;
         let norm_ids = (ParamId::FinalNorm, Some(ParamId::FinalNormBias));
         let final_norm = weights.norm(norm_plan(&spec.final_norm), norm_ids, hidden)?;

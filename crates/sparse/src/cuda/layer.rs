@@ -4,11 +4,10 @@ use candle_core::Tensor;
 use relufy_model::layer::LayerPlan;
 use relufy_model::{LayerParam, ParamId};
 use relufy_ops::decode::{AttentionPlan, Format, GpuMatrix, Norm};
-use relufy_ops::pointwise::Pointwise;
 use relufy_ops::rope::{RopePairs, RopeTable};
 use relufy_spec::DecoderSpec;
 
-use super::choice::Reads;
+use super::layout::Layout;
 use super::weights::{Part, Weights};
 use crate::Result;
 
@@ -28,6 +27,8 @@ pub(super) struct Layer {
 pub(super) enum Mlp {
     /// Gated: of `up` and `down` only the rows of neurons whose gate is open.
     Neurons { gate: Linear, up: GpuMatrix, up_bias: Option<Tensor>, down: Linear },
+    /// Gated: of the gate and `up` together only the rows of inputs that are not zero, of `down` as above.
+    Pairs { pairs: GpuMatrix, biases: [Option<Tensor>; 2], down: Linear },
     /// Gated, with an activation that is never zero but by rounding: every row, gate and `up` in one
     /// pass.
     Whole { gate: Linear, up: GpuMatrix, up_bias: Option<Tensor>, down: Linear },
@@ -66,7 +67,7 @@ impl Layer {
         n: usize,
         weights: &Weights<'_>,
         rope: Option<&(RopeTable, RopePairs)>,
-        (format, reads): (Format, Reads),
+        layout: Layout<'_>,
     ) -> Result<Layer> {
         let layer = &spec.layers[n];
         let plan = LayerPlan::new(layer, &spec.position);
@@ -88,7 +89,7 @@ impl Layer {
         let linear = |matrix, bias, (outputs, inputs), op| {
             let part = Part { id: id(matrix), rows: 0..outputs, inputs };
             let bias = weights.vector(id(bias), 0..outputs)?;
-            Linear::pack(weights, part, bias, skips(op, reads), format)
+            Linear::pack(weights, part, bias, layout.skips(op), layout.format)
         };
         use LayerParam::{AttnNorm, AttnNormBias, O, OBias, Qkv, QkvBias};
         let width = plan.q_width + 2 * plan.kv_width;
@@ -98,7 +99,7 @@ impl Layer {
             attention,
             qkv: linear(Qkv, QkvBias, (width, hidden), plan.qkv_in)?,
             o: linear(O, OBias, (hidden, plan.q_width), plan.o_in)?,
-            mlp: Mlp::pack(&plan, n, hidden, weights, (format, reads))?,
+            mlp: Mlp::pack(&plan, n, hidden, weights, layout)?,
             plan,
         })
     }
@@ -109,6 +110,7 @@ impl Layer {
             Mlp::Neurons { gate, up, down, .. } | Mlp::Whole { gate, up, down, .. } => {
                 gate.matrix.bytes() + up.bytes() + down.matrix.bytes()
             }
+            Mlp::Pairs { pairs, down, .. } => pairs.bytes() + down.matrix.bytes(),
             Mlp::Plain { up, down } => up.matrix.bytes() + down.matrix.bytes(),
         };
         self.qkv.matrix.bytes() + self.o.matrix.bytes() + mlp
@@ -121,43 +123,34 @@ impl Mlp {
         n: usize,
         hidden: usize,
         weights: &Weights<'_>,
-        (format, reads): (Format, Reads),
+        layout: Layout<'_>,
     ) -> Result<Mlp> {
-        let (id, ffn) = (|param| ParamId::Layer(n, param), plan.ffn);
+        let (id, ffn, format) = (|param| ParamId::Layer(n, param), plan.ffn, layout.format);
         let (up_id, down_id) = (id(LayerParam::Up), id(LayerParam::Down));
         let bias = |part| weights.vector(id(LayerParam::UpBias), part);
-        // What says which neurons are active: the gate, or `up` where there is none.
-        let first = {
-            let part = Part { id: up_id, rows: 0..ffn, inputs: hidden };
-            Linear::pack(weights, part, bias(0..ffn)?, skips(plan.up_in, reads), format)?
-        };
-        let zeros = reads == Reads::Needed
-            && (is_sparse(plan.activation) || plan.down_in != Pointwise::Identity);
+        let part = |rows| Part { id: up_id, rows, inputs: hidden };
+        let zeros = layout.skips_neurons(plan);
         let down = {
             let part = Part { id: down_id, rows: 0..hidden, inputs: ffn };
             let bias = weights.vector(id(LayerParam::DownBias), 0..hidden)?;
             Linear::pack(weights, part, bias, zeros, format)?
         };
+        if layout.up_by_input(n, plan, hidden) {
+            let pairs = weights.pairs(part(0..2 * ffn), format)?;
+            let biases = [bias(0..ffn)?, bias(ffn..2 * ffn)?];
+            return Ok(Mlp::Pairs { pairs, biases, down });
+        }
+        // What says which neurons are active: the gate, or `up` where there is none.
+        let first =
+            Linear::pack(weights, part(0..ffn), bias(0..ffn)?, layout.skips(plan.up_in), format)?;
         if !plan.gated {
             return Ok(Mlp::Plain { up: first, down });
         }
-        let part = Part { id: up_id, rows: ffn..2 * ffn, inputs: hidden };
-        let up = weights.matrix(part, false, format)?;
+        let up = weights.matrix(part(ffn..2 * ffn), false, format)?;
         let (gate, up_bias) = (first, bias(ffn..2 * ffn)?);
         Ok(match zeros || gate.by_input {
             true => Mlp::Neurons { gate, up, up_bias, down },
             false => Mlp::Whole { gate, up, up_bias, down },
         })
     }
-}
-
-/// Whether rows of inputs behind an operation are skipped.
-fn skips(op: Pointwise, reads: Reads) -> bool {
-    reads == Reads::Needed && op != Pointwise::Identity
-}
-
-/// Whether an activation is zero for inputs of some range.
-fn is_sparse(activation: Pointwise) -> bool {
-    use Pointwise::{FatRelu, Relu, ShiftedRelu};
-    matches!(activation, Relu | ShiftedRelu { .. } | FatRelu { .. })
 }

@@ -13,6 +13,7 @@ mod choice;
 mod counts;
 mod engine;
 mod layer;
+mod layout;
 mod prompt;
 mod room;
 mod session;

@@ -4,7 +4,7 @@
 use candle_core::{DType, Tensor};
 use relufy_model::layer::LayerPlan;
 use relufy_ops::buffer::write_from_host;
-use relufy_ops::decode::{KvCache, Room, Words};
+use relufy_ops::decode::{GpuMatrix, KvCache, Room, Words};
 
 use super::counts::words;
 use super::engine::{GpuEngine, Packed};
@@ -36,6 +36,8 @@ pub(super) struct LayerBuffers {
     /// The gate, or a plain MLP's `up`, before its activation.
     pub gate: Tensor,
     pub products: Tensor,
+    /// Gates and `up` side by side, where they are one matrix.
+    pub sums: Tensor,
     pub cache: KvCache,
 }
 
@@ -60,19 +62,22 @@ impl Buffers {
         let view =
             |flat: &Tensor, width: usize| flat.narrow(0, 0, batch * width)?.reshape((batch, width));
         let ffn = most(&|plan| plan.ffn);
-        let outputs = most(&qkv).max(ffn).max(spec.hidden).next_multiple_of(TILE);
+        let columns = |plan: &LayerPlan| GpuMatrix::pair_columns(packed.stored(), plan.ffn);
+        let outputs = most(&qkv).max(most(&columns)).max(spec.hidden).next_multiple_of(TILE);
         let (heads, dim) = (most(&|plan| plan.heads.heads), most(&|plan| plan.heads.head_dim));
         let room = Room::new(device, batch, outputs, heads, dim)?;
         let tensors = || -> candle_core::Result<_> {
-            let [wide, attended, gate, products] =
-                [most(&qkv), most(&|plan| plan.q_width), ffn, ffn].map(flat);
+            let [wide, attended, gate, products, sums] =
+                [most(&qkv), most(&|plan| plan.q_width), ffn, ffn, most(&columns)].map(flat);
             let (wide, attended, gate, products) = (wide?, attended?, gate?, products?);
+            let sums = sums?;
             let views = plans().map(|plan| {
                 Ok([
                     view(&wide, qkv(plan))?,
                     view(&attended, plan.q_width)?,
                     view(&gate, plan.ffn)?,
                     view(&products, plan.ffn)?,
+                    view(&sums, columns(plan))?,
                 ])
             });
             let views = views.collect::<candle_core::Result<Vec<_>>>()?;
@@ -80,11 +85,11 @@ impl Buffers {
             Ok((views, row(spec.hidden)?, row(spec.hidden)?, row(spec.vocab)?))
         };
         let (views, x, h, logits) = tensors().map_err(relufy_ops::Error::from)?;
-        let layers = plans().zip(views).map(|(plan, [qkv, attended, gate, products])| {
+        let layers = plans().zip(views).map(|(plan, [qkv, attended, gate, products, sums])| {
             let heads = (plan.heads.kv_heads, plan.heads.head_dim);
             let format = packed.kv_format();
             let cache = KvCache::new(device, format, batch, packed.context, heads)?;
-            Ok(LayerBuffers { qkv, attended, gate, products, cache })
+            Ok(LayerBuffers { qkv, attended, gate, products, sums, cache })
         });
         Ok(Buffers {
             tokens: Words::zeros(device, batch)?,

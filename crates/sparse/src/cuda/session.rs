@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use relufy_ops::buffer::to_host;
 use relufy_ops::decode::{BATCHES, Graph, Program, advance, argmax};
+use relufy_spec::flops::Densities;
 
-use super::counts::counts;
+use super::counts::{counts, densities};
 use super::engine::{GpuEngine, Packed};
 use super::room::{Buffers, Masks};
 use super::walk::Walk;
@@ -190,6 +191,15 @@ impl GpuSession {
     /// A GPU that fails.
     pub fn counts(&self) -> Result<Counts> {
         Ok(counts(&self.packed, self.batch, &self.buffers.counts.read()?))
+    }
+
+    /// The shares of what was not zero in any sequence in the last step, by site and layer; in a gated
+    /// MLP those of open gates at `down`.
+    ///
+    /// # Errors
+    /// A GPU that fails.
+    pub fn densities(&self) -> Result<Densities> {
+        Ok(densities(&self.packed, &self.buffers.counts.read()?))
     }
 
     /// The logits of the last step.

@@ -11,7 +11,7 @@
 //! ```
 
 use relufy_model::layer::Joins;
-use relufy_ops::decode::{Attention, Embedding, Input, Output, UpRows, Work};
+use relufy_ops::decode::{Attention, Embedding, Input, Output, PairsByInput, UpRows, Work};
 use relufy_ops::pointwise::Pointwise;
 
 use super::counts::{Place, at, at_head};
@@ -108,6 +108,17 @@ impl<'a> Walk<'a> {
                 curves: (plan.activation, plan.down_in),
                 products: &own.products,
             },
+            Mlp::Pairs { pairs, biases, .. } => Work::PairsByInput(PairsByInput {
+                input,
+                matrix: pairs,
+                biases: biases.each_ref().map(Option::as_ref),
+                activation: plan.activation,
+                mask: self.mask(n, 2),
+                then: plan.down_in,
+                sums: &own.sums,
+                products: &own.products,
+                counts: Some((&buffers.counts, at(n, Place::Gate))),
+            }),
             Mlp::Neurons { gate, up, up_bias, .. } => Work::Neurons {
                 input: Input { h: Some(&buffers.h), ..input },
                 gate: &gate.matrix,
@@ -136,7 +147,7 @@ impl<'a> Walk<'a> {
                 let (op, mask, then) = (plan.activation, self.mask(n, 2), plan.down_in);
                 (Input { op, mask, then, ..Input::new(&own.gate) }, down)
             }
-            Mlp::Neurons { down, .. } | Mlp::Whole { down, .. } => {
+            Mlp::Neurons { down, .. } | Mlp::Pairs { down, .. } | Mlp::Whole { down, .. } => {
                 (Input::new(&own.products), down)
             }
         };

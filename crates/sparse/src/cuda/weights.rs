@@ -44,13 +44,32 @@ impl Weights<'_> {
                 Ok(GpuMatrix::pack(&some, by_input, format)?)
             }
             Weights::Random(seed, device) => {
-                let name = format!("{id:?} {rows:?}");
-                let seed = name.bytes().fold(*seed, |seed, byte| mix(seed ^ u64::from(byte)));
+                let seed = seed_of(*seed, id, &rows);
                 let (rows, cols) = match by_input {
                     true => (inputs, rows.len()),
                     false => (rows.len(), inputs),
                 };
                 Ok(GpuMatrix::random(device, format, rows, cols, 0.02, seed)?)
+            }
+        }
+    }
+
+    /// A gate and its `up`, the two halves of the part's rows, by input and side by side.
+    pub fn pairs(&self, part: Part, format: Format) -> Result<GpuMatrix> {
+        let Part { id, rows, inputs } = part;
+        let ffn = rows.len() / 2;
+        match self {
+            Weights::Params(params, _) => {
+                let tensor = params.get(id).ok_or_else(|| missing(id))?;
+                let half = |n: usize| tensor.narrow(0, rows.start + n * ffn, ffn);
+                let halves = half(0).and_then(|gate| Ok((gate, half(1)?)));
+                let (gate, up) = halves.map_err(relufy_ops::Error::from)?;
+                Ok(GpuMatrix::pack_pairs(&gate, &up, format)?)
+            }
+            Weights::Random(seed, device) => {
+                let columns = GpuMatrix::pair_columns(format, ffn);
+                let seed = seed_of(*seed, id, &rows);
+                Ok(GpuMatrix::random(device, format, inputs, columns, 0.02, seed)?)
             }
         }
     }
@@ -93,6 +112,12 @@ impl Weights<'_> {
         let len = values.len();
         Ok(from_vec(values, len, self.device())?)
     }
+}
+
+/// A matrix's own seed.
+fn seed_of(seed: u64, id: ParamId, rows: &Range<usize>) -> u64 {
+    let name = format!("{id:?} {rows:?}");
+    name.bytes().fold(seed, |seed, byte| mix(seed ^ u64::from(byte)))
 }
 
 fn missing(id: ParamId) -> Error {
