@@ -1,9 +1,9 @@
 //! Who decodes: a row for each format and engine.
 
 use anyhow::bail;
-use relufy_sparse::bench::{DecoderTimer, Pace, Text, Timed};
+use relufy_sparse::bench::{DecoderTimer, Pace, Text, Timed, union};
 use relufy_sparse::{Format, Options};
-use relufy_spec::flops::SiteDensities;
+use relufy_spec::flops::{Densities, SiteDensities};
 
 use super::machine::Machine;
 use super::reading::{densities, read_text};
@@ -51,9 +51,39 @@ pub struct Row {
 struct Pair {
     format: Format,
     dense: Option<Machine>,
-    sparse: Option<Machine>,
+    sparse: Vec<Machine>,
+    /// Which of those decodes with each of the densities that are forced.
+    forced: Vec<usize>,
     /// Those with thresholds.
     targets: Vec<(Target, Machine)>,
+}
+
+/// The engines that forced densities ask for, as few as there are layouts.
+#[derive(Default)]
+struct Layouts {
+    machines: Vec<Machine>,
+    forced: Vec<usize>,
+}
+
+impl Layouts {
+    fn add(
+        &mut self,
+        subject: &Subject,
+        densities: SiteDensities,
+        options: &Options,
+    ) -> anyhow::Result<()> {
+        let densities = Densities::uniform(subject.spec().layers.len(), densities);
+        let found = self.machines.iter().position(|machine| machine.suits(&densities));
+        let which = match found {
+            Some(which) => which,
+            None => {
+                self.machines.push(Machine::forced(subject, &densities, options)?);
+                self.machines.len() - 1
+            }
+        };
+        self.forced.push(which);
+        Ok(())
+    }
 }
 
 /// What sets a row apart from others of its format and engine.
@@ -82,9 +112,10 @@ impl<'a> Lineup<'a> {
                 subject.name()
             );
         }
-        let pairs = pairs(args, subject, formats, zeros, if reads { 0 } else { context + ROOM })?;
+        let room = if reads { 0 } else { context + ROOM };
+        let pairs = pairs(args, subject, formats, (zeros, &forced), room)?;
         let Some(machine) =
-            pairs.iter().flat_map(|pair| [&pair.dense, &pair.sparse]).flatten().next()
+            pairs.iter().flat_map(|pair| pair.dense.iter().chain(&pair.sparse)).next()
         else {
             bail!("nothing to time");
         };
@@ -139,13 +170,12 @@ impl<'a> Lineup<'a> {
         if let Some(machine) = &pair.dense {
             self.add("dense", format, Variant::Plain, timer(machine, None)?);
         }
-        if let Some(machine) = &pair.sparse {
-            for forced in forced {
-                self.add("sparse", format, Variant::Forced(forced), timer(machine, Some(forced))?);
-            }
-            if forced.is_empty() {
-                self.add("sparse", format, Variant::Plain, timer(machine, None)?);
-            }
+        for (forced, machine) in forced.iter().zip(&pair.forced) {
+            let timer = timer(&pair.sparse[*machine], Some(forced))?;
+            self.add("sparse", format, Variant::Forced(forced), timer);
+        }
+        if let (Some(machine), true) = (pair.sparse.first(), pair.forced.is_empty()) {
+            self.add("sparse", format, Variant::Plain, timer(machine, None)?);
         }
         for (target, machine) in &pair.targets {
             let variant = Variant::Target { target: *target, exact: machine.is_exact() };
@@ -181,12 +211,12 @@ impl<'a> Lineup<'a> {
     }
 }
 
-/// Packs the weights, once for each format and engine.
+/// Packs the weights, once for each format, engine and layout.
 fn pairs(
     args: &Decode,
     subject: &Subject,
     formats: &[Format],
-    zeros: bool,
+    (zeros, forced): (bool, &[Forced]),
     context: usize,
 ) -> anyhow::Result<Vec<Pair>> {
     let threads = rayon::current_num_threads();
@@ -205,17 +235,28 @@ fn pairs(
                 Machine::calibrated(real, &calibrated, &options)
             })
         };
-        let sparse = match (zeros && wanted(Choice::Sparse), measured(None)) {
-            (true, Some(machine)) => Some(machine?),
-            (sparse, _) => machine(true, sparse)?,
-        };
+        let wanted_sparse = zeros && wanted(Choice::Sparse);
+        let mut layouts = Layouts::default();
+        for forced in forced.iter().filter(|_| wanted_sparse) {
+            let densities = union(forced.densities, usize::from(args.batch));
+            layouts.add(subject, densities, &options)?;
+        }
+        if forced.is_empty() {
+            let plain = match (wanted_sparse, measured(None)) {
+                (true, Some(machine)) => Some(machine?),
+                (sparse, _) => machine(true, sparse)?,
+            };
+            layouts.machines.extend(plain);
+        }
         let mut targets = Vec::new();
         for target in &args.density_target {
             if let Some(machine) = measured(Some(target)) {
                 targets.push((*target, machine?));
             }
         }
-        Ok(Pair { format: *format, dense: machine(false, wanted(Choice::Dense))?, sparse, targets })
+        let dense = machine(false, wanted(Choice::Dense))?;
+        let Layouts { machines: sparse, forced } = layouts;
+        Ok(Pair { format: *format, dense, sparse, forced, targets })
     };
     formats.iter().map(pair).collect()
 }

@@ -8,7 +8,7 @@ use relufy_sparse::{
     GpuEngine, GpuSession,
     bench::{GpuTimer, gpu_bandwidth},
 };
-use relufy_spec::flops::SiteDensities;
+use relufy_spec::flops::{Densities, SiteDensities};
 
 use super::subject::{Real, Subject};
 use crate::engine::has_zeros;
@@ -54,8 +54,41 @@ impl Machine {
         }
     }
 
-    /// Packs the engine of a model on the CPU that knows what was measured of it.
+    /// Packs the engine that skips, laid out for these densities.
+    pub fn forced(subject: &Subject, densities: &Densities, options: &Options) -> Result<Machine> {
+        let calibrated = Calibrated { densities: Some(densities.clone()), thresholds: None };
+        match subject {
+            Subject::Shape { spec, device, .. } => {
+                #[cfg(feature = "cuda")]
+                if device.is_cuda() {
+                    let densities = Some(densities);
+                    let engine = GpuEngine::random_calibrated(spec, options, densities, device, 1)?;
+                    return Ok(Machine::Gpu(engine));
+                }
+                debug_assert!(device.is_cpu(), "only what was built can be opened");
+                Ok(Machine::Cpu(Engine::random_calibrated(spec, options, &calibrated, 1)?))
+            }
+            Subject::Model { real, .. } => Machine::calibrated(real, &calibrated, options),
+        }
+    }
+
+    /// Whether packing for these densities would give the same.
+    pub fn suits(&self, densities: &Densities) -> bool {
+        match self {
+            Machine::Cpu(engine) => engine.suits(densities),
+            #[cfg(feature = "cuda")]
+            Machine::Gpu(engine) => engine.suits(densities),
+        }
+    }
+
+    /// Packs the engine of a model that knows what was measured of it; thresholds are for the CPU.
     pub fn calibrated(real: &Real, calibrated: &Calibrated, options: &Options) -> Result<Machine> {
+        #[cfg(feature = "cuda")]
+        if let (true, Some(densities)) = (real.decoder.device().is_cuda(), &calibrated.densities) {
+            debug_assert!(calibrated.thresholds.is_none(), "refused before");
+            let decoder = Decoder::new(real.decoder.spec().clone(), real.decoder.params().clone())?;
+            return Ok(Machine::Gpu(GpuEngine::calibrated(decoder, options, densities)?));
+        }
         Ok(Machine::Cpu(Engine::calibrated(&real.decoder, options, calibrated)?))
     }
 

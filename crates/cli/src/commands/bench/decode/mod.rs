@@ -46,7 +46,8 @@ All rows decode in turns, and each turn begins with a plain read of memory. Toke
 token's. Dense rows have the same weights and read them all; `bytes allow` is how many times fewer
 bytes a row reads, and the last column what its speed-up is of that. A model reads a text, the same
 tokens in every row, with the zeros that it really has; --densities forces them instead: of each
-list that a site reads exactly that share, at random places, is not zero.
+list that a site reads exactly that share, at random places, is not zero. Gated MLPs are laid out
+for densities that are known, forced or with --calibration.
 
 --density-target is no exact decoding: activations below thresholds count as zero. Its rows say the
 densities that were reached and the perplexity beside the exact model's, which is always there too."
@@ -98,7 +99,7 @@ pub struct Decode {
     calibration: Option<PathBuf>,
     /// Inexact: also time it with activations counted as zero whose magnitude is below a threshold,
     /// chosen by site and layer for this density: D for all, or qkv=D,o=D,up=D,down=D; may be
-    /// repeated.
+    /// repeated. On the CPU.
     #[arg(long, value_name = "D", requires = "calibration",
         conflicts_with_all = ["densities", "engine"])]
     density_target: Vec<Target>,
@@ -122,8 +123,8 @@ enum Choice {
 impl Decode {
     pub fn run(&self) -> anyhow::Result<()> {
         let formats = self.formats()?;
-        if self.calibration.is_some() && self.device != "cpu" {
-            bail!("--calibration is for the CPU; leave --device {} out", self.device);
+        if !self.density_target.is_empty() && self.device != "cpu" {
+            bail!("--density-target is for the CPU; leave --device {} out", self.device);
         }
         if self.calibration.is_some() && self.engine == Some(Choice::Dense) {
             bail!("--calibration is for the sparse engine; leave --engine dense out");
