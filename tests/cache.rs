@@ -59,27 +59,51 @@ fn states(lab: &Lab) -> Vec<String> {
     files.iter().map(|file| file["state"].as_str().unwrap().to_owned()).collect()
 }
 
+/// Whether something of a file is written: before that its writer may not have locked it yet, and then
+/// it is a leftover to whoever looks.
+fn is_begun(lab: &Lab) -> bool {
+    // One that is gone has its final name.
+    partial(lab).iter().any(|path| fs::metadata(path).is_ok_and(|file| file.len() > 0))
+}
+
 /// Starts a process that packs the large model, and stops it while it writes.
 fn stopped(lab: &Lab) -> Child {
     for _ in 0..50 {
         let mut command = lab.command(&generate("large", "f32"));
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let limit = Instant::now() + Duration::from_secs(60);
-        while partial(lab).is_empty() && child.try_wait().unwrap().is_none() {
+        let mut running = true;
+        while running && !is_begun(lab) {
             assert!(Instant::now() < limit, "nothing is written");
             std::thread::sleep(Duration::from_millis(1));
+            running = child.try_wait().unwrap().is_none();
         }
-        signal(&child, libc::SIGSTOP);
-        // It stops at its next turn.
-        std::thread::sleep(Duration::from_millis(50));
-        if !partial(lab).is_empty() {
-            return child;
+        if running {
+            stop(&child);
+            if is_begun(lab) {
+                return child;
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
         }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        fs::remove_dir_all(lab.path("packed")).unwrap();
+        // It has written all, and is to write again.
+        for file in fs::read_dir(lab.path("packed")).unwrap().map(|file| file.unwrap()) {
+            if file.file_name().as_encoded_bytes().starts_with(b"large-") {
+                fs::remove_file(file.path()).unwrap();
+            }
+        }
     }
     panic!("writing is too fast to be interrupted");
+}
+
+/// Stops a process; when this returns it does nothing any more, or has ended.
+fn stop(child: &Child) {
+    signal(child, libc::SIGSTOP);
+    // SAFETY: all zeros are a value of a plain struct of numbers.
+    let mut seen: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let what = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT;
+    // SAFETY: waits for a process of ours, which stays to be waited for, and writes to `seen` alone.
+    assert_eq!(unsafe { libc::waitid(libc::P_PID, child.id(), &raw mut seen, what) }, 0);
 }
 
 fn signal(child: &Child, signal: i32) {

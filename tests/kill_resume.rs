@@ -128,7 +128,8 @@ fn ctrl_c_saves_and_ends() {
     let config = write_config(&world, "asked");
     let output = world.path("asked");
     let mut child = start(&config);
-    while !output.join("checkpoint-2").exists() {
+    // Whichever it is: under load the first ones may have made room for others.
+    while !output.exists() || !names(&output).iter().any(|name| name.starts_with("checkpoint-")) {
         assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
         sleep(Duration::from_micros(100));
     }
