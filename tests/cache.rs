@@ -84,8 +84,8 @@ fn stopped(lab: &Lab) -> Child {
                 return child;
             }
             child.kill().unwrap();
-            child.wait().unwrap();
         }
+        child.wait().unwrap();
         // It has written all, and is to write again.
         for file in fs::read_dir(lab.path("packed")).unwrap().map(|file| file.unwrap()) {
             if file.file_name().as_encoded_bytes().starts_with(b"large-") {

@@ -418,6 +418,9 @@ fn the_program_refuses_what_cannot_be_served() {
     lab.write("unknown.toml", "owl = '{content}'");
     lab.refuse(&["serve", "nowhere", "--port", "0"], &["nowhere"]);
     lab.refuse(&["serve", "model", "--port", "0", "--api-key", " "], &["--api-key is empty"]);
+    let several = ["serve", "model", "--port", "0", "--engine", "dense", "--parallel", "2"];
+    lab.refuse(&several, &["2 texts side by side are for the sparse engine on the CPU"]);
+    lab.refuse(&["serve", "model", "--parallel", "0"], &["--parallel"]);
     let template = |file| ["serve", "model", "--port", "0", "--chat-template", file];
     lab.refuse(&template("bad.toml"), &["bad.toml", "`user` needs one {content}"]);
     lab.refuse(&template("unknown.toml"), &["unknown.toml", "owl"]);
@@ -449,11 +452,85 @@ fn who_has_no_key_gets_no_text() {
     }
 }
 
+/// One that computes as `generate` does, to the bit, whatever else it computes beside.
+const EXACT: [&str; 5] = ["--stage", "2", "--format", "f32", "--parallel"];
+
+#[test]
+fn texts_side_by_side_are_what_each_is_alone() {
+    let lab = Lab::new();
+    endless(&lab);
+    let server = Server::start(&lab, "endless", &[&EXACT[..], &["3"]].concat());
+    let long = vec!["a cat the dog"; 60].join(" ");
+    let prompts = ["the cat", "a dog", &long, "the", "a dog the cat", "a"];
+    let asked = |prompt: &str, n: usize| json!({"prompt": prompt, "max_tokens": n, "seed": n});
+    let text = |answer: &Value| answer["choices"][0]["text"].as_str().unwrap().to_owned();
+    let alone: Vec<String> = prompts
+        .iter()
+        .enumerate()
+        .map(|(n, prompt)| text(&server.post(TEXT, &asked(prompt, 50 + n))))
+        .collect();
+    // Twice as many as there are places.
+    std::thread::scope(|scope| {
+        let server = &server;
+        let ask = |n: usize, prompt| {
+            scope.spawn(move || text(&server.post(TEXT, &asked(prompt, 50 + n))))
+        };
+        let answers: Vec<_> = prompts.into_iter().enumerate().map(|(n, p)| ask(n, p)).collect();
+        for (answer, alone) in answers.into_iter().zip(&alone) {
+            assert_eq!(answer.join().unwrap(), *alone);
+        }
+    });
+    // Several prompts of one request, more than there are places; each draws with a seed of its own.
+    let all = json!({"prompt": prompts, "max_tokens": 30, "temperature": 0});
+    let answer = server.post(TEXT, &all);
+    assert_eq!(answer["usage"]["completion_tokens"], 6 * 30);
+    for (n, prompt) in prompts.iter().enumerate() {
+        let one = json!({"prompt": prompt, "max_tokens": 30, "temperature": 0});
+        assert_eq!(answer["choices"][n]["text"], server.post(TEXT, &one)["choices"][0]["text"]);
+    }
+    // In pieces they come mixed.
+    let mut made = vec![String::new(); prompts.len()];
+    let mut order = Vec::new();
+    for piece in server.pieces(TEXT, &all) {
+        let choice = &piece["choices"][0];
+        let index = choice["index"].as_u64().unwrap() as usize;
+        made[index] += choice["text"].as_str().unwrap();
+        order.push(index);
+    }
+    for (n, text) in made.iter().enumerate() {
+        assert_eq!(answer["choices"][n]["text"], *text);
+    }
+    assert!(!order.is_sorted(), "one after the other");
+}
+
+#[test]
+fn a_short_text_does_not_wait_for_an_endless_one() {
+    let lab = Lab::new();
+    endless(&lab);
+    let server = Server::start(&lab, "endless", &[&EXACT[..], &["2", "--queue", "0"]].concat());
+    let short = json!({"prompt": "a", "max_tokens": 2});
+    let mut first = begun(&server);
+    for _ in 0..3 {
+        assert_eq!(server.post(TEXT, &short)["usage"]["completion_tokens"], 2);
+    }
+    // Both places are taken; nobody may wait.
+    let second = begun(&server);
+    assert_eq!(server.refused(TEXT, &short).1["code"], "queue_full");
+    // The first goes on all the while.
+    let mut line = String::new();
+    assert!(first.read_line(&mut line).unwrap() > 0 && first.read_line(&mut line).unwrap() > 0);
+    drop((first, second));
+    let begun = Instant::now();
+    while taken(server.ask(TEXT, &short)).0 == 429 {
+        assert!(begun.elapsed() < PATIENCE);
+    }
+}
+
 #[test]
 fn others_wait_or_are_sent_away_and_who_leaves_makes_room() {
     let lab = Lab::new();
     endless(&lab);
-    let server = Server::start(&lab, "endless", &["--queue", "1"]);
+    let server = Server::start(&lab, "endless", &["--queue", "1", "--parallel", "1"]);
     let first = begun(&server);
     let short = json!({"prompt": "a", "max_tokens": 2});
     std::thread::scope(|scope| {

@@ -20,9 +20,6 @@ pub fn generate<E: From<Error>>(
     mut sample: impl FnMut(&[f32]) -> std::result::Result<u32, E>,
     mut on_token: impl FnMut(u32) -> bool,
 ) -> std::result::Result<Vec<u32>, E> {
-    if prompt.is_empty() {
-        return Err(Error::Invalid("an empty prompt: nothing to continue".to_owned()).into());
-    }
     let max = decoder.spec().max_positions;
     if prompt.len() > max {
         return Err(Error::SequenceTooLong { len: prompt.len(), max }.into());
@@ -45,10 +42,16 @@ pub fn generate<E: From<Error>>(
     Ok(made)
 }
 
-/// Appends tokens to the cache's one sequence; the logits after the last.
-fn next_logits(decoder: &Decoder, cache: &mut KvCache, ids: &[u32]) -> Result<Vec<f32>> {
+/// Appends tokens to a cache's first sequence; the logits `[vocab]` after the last.
+///
+/// # Errors
+/// No tokens; more than the cache has room for.
+pub fn next_logits(decoder: &Decoder, cache: &mut KvCache, ids: &[u32]) -> Result<Vec<f32>> {
+    let Some(last) = ids.len().checked_sub(1) else {
+        return Err(Error::Invalid("an empty prompt: nothing to continue".to_owned()));
+    };
     let tokens = cache.extend(&[(0, ids)])?;
     let hidden = decoder.hidden_cached(&tokens, cache, &mut NoTap)?;
-    let last = rows::gather(&hidden, &[ids.len() - 1])?;
+    let last = rows::gather(&hidden, &[last])?;
     Ok(buffer::to_host(&decoder.logits(&last)?)?)
 }

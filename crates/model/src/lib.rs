@@ -25,7 +25,7 @@ pub use cache::{KvCache, KvRows, KvTree, RunId};
 pub use checkpoint::{Checkpoint, StoredDtype};
 pub use decoder::Decoder;
 pub use error::{Error, Result};
-pub use generate::generate;
+pub use generate::{generate, next_logits};
 pub use generate_batch::{Listener, Prompt, Room, generate_batch};
 pub use gradients::{Buffers, Gradients, Trainable};
 pub use params::{Init, LayerParam, Masters, Param, ParamId, Params, Part};

@@ -59,6 +59,14 @@ pub enum Error {
         /// How many there are.
         expected: usize,
     },
+    /// A sequence that is not there, or that was named before.
+    #[error("no sequence at place {place} of {sequences}, or not in ascending order")]
+    Place {
+        /// Where it was looked for.
+        place: usize,
+        /// How many there are.
+        sequences: usize,
+    },
     /// A format of another name.
     #[error("unknown format `{0}`; there are f32, f16, bf16 and int8")]
     UnknownFormat(String),

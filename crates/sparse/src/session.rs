@@ -110,6 +110,23 @@ impl Session {
         Ok(self.logits())
     }
 
+    /// Appends the beginning of a prompt, and says how many tokens that was: with a long prompt as many
+    /// as go through the layers at a time, so that a caller can do something else in between. Once all
+    /// are appended, [`Session::logits`] are those after the last, with the bits that
+    /// [`Session::prefill`] of the whole gives.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`] of the whole.
+    pub fn prefill_piece(&mut self, prompt: &[u32]) -> Result<usize> {
+        if prompt.len() <= MOST {
+            return self.prefill(prompt).map(|_| prompt.len());
+        }
+        self.accepts(prompt)?;
+        self.begin();
+        self.pass_many(&prompt[..MOST], &mut BatchRoom::new(&self.packed, MOST))?;
+        Ok(MOST)
+    }
+
     /// Whether tokens can be appended.
     pub(crate) fn accepts(&self, tokens: &[u32]) -> Result<()> {
         let (vocab, context) = (self.packed.spec.vocab, self.packed.context);
@@ -163,8 +180,8 @@ impl Session {
         self.sum
     }
 
-    /// The logits `[vocab]` that the last walk left.
-    pub(crate) fn logits(&self) -> &[f32] {
+    /// The logits `[vocab]` after the last token of [`Session::prefill`] or [`Session::step`].
+    pub fn logits(&self) -> &[f32] {
         // SAFETY: workers write only while the session is borrowed mutably.
         unsafe { &self.room.logits.read()[..self.packed.spec.vocab] }
     }

@@ -46,20 +46,52 @@ impl Sessions {
     /// Tokens for another number of sequences; as [`Session::step`]. Nothing is appended then.
     pub fn step(&mut self, tokens: &[u32]) -> Result<()> {
         self.expect(tokens.len())?;
-        for (session, token) in self.each.iter().zip(tokens) {
-            session.accepts(&[*token])?;
+        let each: Vec<(usize, u32)> = tokens.iter().copied().enumerate().collect();
+        self.step_some(&each)
+    }
+
+    /// Appends one token to each of some sequences, named by their places in ascending order; the others
+    /// stay as they are.
+    ///
+    /// # Errors
+    /// Places that are not there, or not in order; as [`Session::step`]. Nothing is appended then.
+    pub fn step_some(&mut self, tokens: &[(usize, u32)]) -> Result<()> {
+        let mut free = 0;
+        for (place, token) in tokens {
+            let session = self.each.get(*place).filter(|_| *place >= free);
+            session.ok_or_else(|| self.no_place(*place))?.accepts(&[*token])?;
+            free = place + 1;
         }
-        let each = self.each.iter().zip(tokens);
-        let lanes: Vec<_> = each.map(|(session, token)| session.lane(*token)).collect();
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let lanes: Vec<_> =
+            tokens.iter().map(|(place, token)| self.each[*place].lane(*token)).collect();
         let walk = Walk { packed: &self.packed, lanes: &lanes, logits: true };
-        // SAFETY: the rooms are those of our sessions, which are borrowed mutably, and the pool gives each
-        // worker another index.
+        // SAFETY: the rooms are those of our sessions, which are borrowed mutably, each place is named
+        // once, and the pool gives each worker another index.
         self.packed.pool.run(|worker| unsafe { walk.run(worker) });
         for session in &mut self.each {
             session.begin();
-            session.finish();
+        }
+        for (place, _) in tokens {
+            self.each[*place].finish();
         }
         Ok(())
+    }
+
+    /// [`Session::prefill_piece`] of one sequence.
+    ///
+    /// # Errors
+    /// A place that is not there; as [`Session::prefill_piece`].
+    pub fn prefill_piece(&mut self, place: usize, prompt: &[u32]) -> Result<usize> {
+        let missing = self.no_place(place);
+        self.each.get_mut(place).ok_or(missing)?.prefill_piece(prompt)
+    }
+
+    /// The sequence at a place.
+    pub fn get(&self, place: usize) -> Option<&Session> {
+        self.each.get(place)
     }
 
     /// The logits `[vocab]` after the last token of each sequence.
@@ -72,6 +104,16 @@ impl Sessions {
         self.each.iter_mut().for_each(|session| session.truncate(len));
     }
 
+    /// Forgets all tokens of one sequence.
+    ///
+    /// # Errors
+    /// A place that is not there.
+    pub fn clear(&mut self, place: usize) -> Result<()> {
+        let missing = self.no_place(place);
+        self.each.get_mut(place).ok_or(missing)?.truncate(0);
+        Ok(())
+    }
+
     /// How many sequences there are.
     pub fn batch(&self) -> usize {
         self.each.len()
@@ -82,7 +124,7 @@ impl Sessions {
         self.each.iter().map(Session::left).min().unwrap_or(0)
     }
 
-    /// What the last call of [`Sessions::step`] did for all sequences; bytes that several need count once.
+    /// What the last call of [`Sessions::step`] or [`Sessions::step_some`] did for all sequences; bytes that several need count once.
     pub fn counts(&self) -> Counts {
         let mut sum = Counts::default();
         self.each.iter().for_each(|session| sum += session.counts());
@@ -100,6 +142,10 @@ impl Sessions {
             up: mean(|each| each.up),
             down: mean(|each| each.down),
         }
+    }
+
+    fn no_place(&self, place: usize) -> Error {
+        Error::Place { place, sequences: self.each.len() }
     }
 
     fn expect(&self, found: usize) -> Result<()> {

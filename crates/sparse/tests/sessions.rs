@@ -135,6 +135,84 @@ fn many_blocks_give_the_same_bits() {
     }
 }
 
+/// A text as it was alone, and where it is side by side with others.
+struct Text<'a> {
+    prompt: &'a [u32],
+    /// How much of the prompt it has.
+    taken: usize,
+    /// Behind the prompt.
+    tokens: &'a [u32],
+    logits: &'a [Vec<f32>],
+    /// How many of them it has.
+    made: usize,
+}
+
+/// Texts come when a place is free, and each goes on while others read their prompts or have ended.
+#[test]
+fn texts_come_and_go() {
+    let mut config = configs()[0].1.clone();
+    config["max_position_embeddings"] = 400.into();
+    let decoder = decoder(spec(&config, Stage::Two));
+    let engine = Engine::new(&decoder, &options(Format::F16, 2)).unwrap();
+    let ids = prompt();
+    // Pieces and their borders, and prompts that are one.
+    let prompts: Vec<Vec<u32>> = [3, 64, 65, 200, 1, 129, 73, 128]
+        .map(|len| ids.iter().cycle().skip(len % 7).take(len).copied().collect())
+        .into();
+    let expected: Vec<_> = prompts.iter().map(|prompt| alone(&engine, prompt)).collect();
+    let mut waiting = prompts.iter().zip(&expected).map(|(prompt, (tokens, logits, _))| Text {
+        prompt,
+        taken: 0,
+        tokens,
+        logits,
+        made: 0,
+    });
+    let mut sessions = Sessions::new(&engine, 3).unwrap();
+    let mut places: Vec<Option<Text<'_>>> = (0..3).map(|_| None).collect();
+    let mut ended = 0;
+    while ended < prompts.len() {
+        let mut tokens = Vec::new();
+        for (place, text) in places.iter_mut().enumerate() {
+            if text.is_none() {
+                sessions.clear(place).unwrap();
+                *text = waiting.next();
+            }
+            let Some(text) = text else { continue };
+            if text.taken < text.prompt.len() {
+                let rest = &text.prompt[text.taken..];
+                let taken = sessions.prefill_piece(place, rest).unwrap();
+                assert_eq!(taken, rest.len().min(64));
+                text.taken += taken;
+            } else {
+                tokens.push((place, text.tokens[text.made]));
+            }
+            if text.taken == text.prompt.len() && text.made == 0 {
+                assert_eq!(argmax(sessions.get(place).unwrap().logits()), text.tokens[0]);
+            }
+        }
+        sessions.step_some(&tokens).unwrap();
+        for (place, _) in tokens {
+            let text = places[place].as_mut().unwrap();
+            let session = sessions.get(place).unwrap();
+            assert!(session.logits() == text.logits[text.made], "place {place}");
+            text.made += 1;
+            assert_eq!(session.len(), text.prompt.len() + text.made);
+            if text.made == text.logits.len() {
+                places[place] = None;
+                ended += 1;
+            }
+        }
+    }
+    // Who does not step keeps what it has, and counts nothing.
+    sessions.step_some(&[(1, 2)]).unwrap();
+    assert_eq!(sessions.counts(), sessions.get(1).unwrap().counts());
+    sessions.step_some(&[]).unwrap();
+    assert_eq!(sessions.prefill_piece(2, &[1; 401]).unwrap_err().to_string(), {
+        let len = sessions.get(2).unwrap().len() + 401;
+        format!("{len} tokens do not fit a context of 400")
+    });
+}
+
 #[test]
 fn equal_sequences_read_what_one_reads() {
     let engine = Engine::new(&decoder(wide()), &options(Format::F32, 2)).unwrap();
@@ -167,6 +245,16 @@ fn what_does_not_fit_changes_nothing() {
     assert!(matches!(error, Error::Sequences { found: 3, expected: 2 }), "{error}");
     let error = refused(sessions.step(&[1, 1000]));
     assert!(matches!(error, Error::TokenOutOfRange { id: 1000, .. }), "{error}");
+    for places in [&[(0, 1), (0, 1)][..], &[(1, 1), (0, 1)], &[(0, 1), (2, 1)]] {
+        let error = refused(sessions.step_some(places));
+        assert!(matches!(error, Error::Place { sequences: 2, .. }), "{error}");
+    }
+    let error = refused(sessions.step_some(&[(0, 1), (1, 1000)]));
+    assert!(matches!(error, Error::TokenOutOfRange { .. }), "{error}");
+    assert!(matches!(refused(sessions.clear(2)), Error::Place { place: 2, .. }));
+    let error = refused(sessions.prefill_piece(2, &[1]).map(drop));
+    assert!(matches!(error, Error::Place { place: 2, .. }), "{error}");
+    assert!(matches!(sessions.prefill_piece(0, &[]), Err(Error::EmptyPrompt)));
     assert_eq!(sessions.left(), 17);
     for _ in 0..17 {
         sessions.step(&[1, 1]).unwrap();

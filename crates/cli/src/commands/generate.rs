@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use relufy_model::Checkpoint;
 use relufy_spec::{ReluPlan, Stage};
 
-use crate::engine::EngineArgs;
+use crate::engine::{EngineArgs, generate};
 use crate::out;
 use crate::progress::Bars;
 use crate::sampling::{Draw, Sampler};
@@ -67,7 +67,7 @@ impl Generate {
         let checkpoint = Checkpoint::resolve(&self.model, &Bars::default())?;
         let tokenizer = checkpoint.tokenizer()?;
         let stage = Stage::try_from(self.stage).map_err(anyhow::Error::msg)?;
-        let mut engine = self.engine.load(&checkpoint, &ReluPlan::stage(stage))?;
+        let mut engine = self.engine.load(&checkpoint, &ReluPlan::stage(stage), Some(1))?;
 
         let mut ids = tokenizer.encode(&prompt, true)?;
         if ids.is_empty() {
@@ -88,7 +88,8 @@ impl Generate {
         }
         let started = Instant::now();
         let mut broken = None;
-        let made = engine.generate(
+        let made = generate(
+            engine.as_mut(),
             &ids,
             self.max_new_tokens,
             tokenizer.eos_ids(),

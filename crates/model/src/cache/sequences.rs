@@ -32,6 +32,11 @@ impl KvCache {
         self.lengths.get(sequence).copied().unwrap_or(0)
     }
 
+    /// How many more tokens fit a sequence.
+    pub fn left(&self, sequence: usize) -> usize {
+        self.capacity - self.len(sequence)
+    }
+
     /// Whether no sequence has tokens.
     pub fn is_empty(&self) -> bool {
         self.lengths.iter().all(|len| *len == 0)

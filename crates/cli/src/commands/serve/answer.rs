@@ -17,12 +17,12 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::app::App;
 use super::ids;
+use super::job::{Event, Finish, Job};
 use super::queue::Refused;
 use super::receipt::Receipt;
 use super::refusal::{Refusal, json_body};
 use super::reply::{Reply, Usage};
 use super::request::{Ask, Kind};
-use super::worker::{Event, Finish, Job};
 
 /// Bytes of a request: ids of a long prompt as JSON fit many times.
 const MOST_BYTES: usize = 8 << 20;

@@ -8,10 +8,10 @@ use relufy_data::Tokenizer;
 use relufy_data::corpus::ChatTemplate;
 use serde_json::{Value, json};
 
+use super::job::{Job, Prompt};
 use super::queue::Queue;
 use super::refusal::Refusal;
 use super::request::Input;
-use super::worker::{Job, Prompt};
 
 /// What the handlers know.
 pub struct App {

@@ -1,13 +1,15 @@
 //! `relufy serve`: a model behind OpenAI's HTTP interface.
 //!
 //! The event loop has a thread of its own and answers what needs no model. Prompts go through
-//! a bounded queue to one worker, which owns the model; text comes back through a channel
-//! that ends when either side is gone.
+//! a bounded queue to one worker, which owns the model and continues several texts at a time;
+//! text comes back through a channel that ends when either side is gone.
 
 mod answer;
 mod app;
 mod http;
 mod ids;
+mod job;
+mod lane;
 mod listen;
 mod queue;
 mod receipt;
@@ -34,19 +36,22 @@ use crate::engine::EngineArgs;
 use crate::progress::Bars;
 use crate::{out, stop};
 use app::App;
+use job::{Event, Job};
 use queue::Queue;
 use refusal::Refusal;
-use worker::{Event, GRACE, Worker};
+use worker::{GRACE, Worker};
 
 /// Answer over HTTP as OpenAI's API does: /v1/completions and /v1/chat/completions.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   relufy serve MODEL
   relufy serve MODEL --port 9000 --queue 4 --chat-template default
+  relufy serve MODEL-S2 --format int8 --parallel 8
   curl http://127.0.0.1:8080/v1/completions -H 'Content-Type: application/json' \\
     -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 50, \"temperature\": 0}'
-One request is answered at a time; others wait in the queue. Ctrl-C ends the server once running
-answers are complete, but within seconds.")]
+The sparse engine on the CPU continues several texts side by side and reads a weight once for all that
+need it; other engines take one after the other. Who finds no place waits in the queue. Ctrl-C ends
+the server once running answers are complete, but within seconds.")]
 pub struct Serve {
     /// Folder or hub id.
     model: String,
@@ -66,6 +71,10 @@ pub struct Serve {
     /// `assistant` of a run's `chat_template`. Without it /v1/chat/completions is refused.
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
+    /// Texts that are continued side by side: 4 by default with the sparse engine on the CPU, 1 with
+    /// others.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    parallel: Option<u8>,
     /// So many requests may wait; more are refused (429).
     #[arg(long, value_name = "N", default_value_t = 16)]
     queue: usize,
@@ -98,9 +107,10 @@ impl Serve {
         let checkpoint = Checkpoint::resolve(&self.model, &Bars::default())?;
         let tokenizer = Arc::new(checkpoint.tokenizer()?);
         let stage = Stage::try_from(self.stage).map_err(anyhow::Error::msg)?;
-        let mut engine = self.engine.load(&checkpoint, &ReluPlan::stage(stage))?;
+        let parallel = self.parallel.map(usize::from);
+        let mut engine = self.engine.load(&checkpoint, &ReluPlan::stage(stage), parallel)?;
 
-        let queue = Arc::new(Queue::new(self.queue));
+        let queue = Arc::new(Queue::new(self.queue, engine.places()));
         let app = App {
             name: self.name.unwrap_or_else(|| name_of(&self.model)),
             created: ids::now(),
@@ -142,7 +152,7 @@ impl Serve {
 /// At Ctrl-C: who waits is sent away, running answers have [`GRACE`].
 fn stop_at_signal(
     stopping: Arc<OnceLock<Instant>>,
-    queue: Arc<Queue<worker::Job>>,
+    queue: Arc<Queue<Job>>,
     end: watch::Sender<bool>,
 ) -> anyhow::Result<()> {
     stop::then(move || {

@@ -12,8 +12,8 @@ pub struct Queue<T> {
 
 struct State<T> {
     waiting: VecDeque<T>,
-    /// The worker is at something.
-    busy: bool,
+    /// How many more the worker would take at once.
+    free: usize,
     closed: bool,
 }
 
@@ -27,9 +27,9 @@ pub enum Refused {
 }
 
 impl<T> Queue<T> {
-    /// In which at most `limit` wait while the worker is at something.
-    pub fn new(limit: usize) -> Queue<T> {
-        let state = State { waiting: VecDeque::new(), busy: false, closed: false };
+    /// In which at most `limit` wait for a worker that is at `places` things at a time.
+    pub fn new(limit: usize, places: usize) -> Queue<T> {
+        let state = State { waiting: VecDeque::new(), free: places, closed: false };
         Queue { state: Mutex::new(state), changed: Condvar::new(), limit }
     }
 
@@ -48,7 +48,7 @@ impl<T> Queue<T> {
             return Err(Refused::Closed);
         }
         state.waiting.retain(|item| !given_up(item));
-        if state.waiting.len() >= self.limit + usize::from(!state.busy) {
+        if state.waiting.len() >= self.limit + state.free {
             return Err(Refused::Full);
         }
         state.waiting.push_back(item);
@@ -56,25 +56,21 @@ impl<T> Queue<T> {
         Ok(())
     }
 
-    /// The next, for which the worker waits; `None` once the queue is closed. The worker is
-    /// busy until it says [`Queue::idle`].
-    pub fn pop(&self) -> Option<T> {
-        let mut state = self.lock();
-        loop {
-            if state.closed {
-                return None;
-            }
-            if let Some(item) = state.waiting.pop_front() {
-                state.busy = true;
-                return Some(item);
-            }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+    /// The next, for which the worker waits; `None` once the queue is closed.
+    pub fn wait(&self) -> Option<T> {
+        let idle = |state: &mut State<T>| !state.closed && state.waiting.is_empty();
+        let state = self.changed.wait_while(self.lock(), idle);
+        state.unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// The worker has ended what it was at.
-    pub fn idle(&self) {
-        self.lock().busy = false;
+    /// The next, if one waits.
+    pub fn pop(&self) -> Option<T> {
+        self.lock().take()
+    }
+
+    /// The worker would take so many more at once.
+    pub fn free(&self, places: usize) {
+        self.lock().free = places;
     }
 
     /// Takes nothing more; those that waited.
@@ -90,36 +86,52 @@ impl<T> Queue<T> {
     }
 }
 
+impl<T> State<T> {
+    /// The next, which takes a free place until the worker says otherwise.
+    fn take(&mut self) -> Option<T> {
+        let item = self.waiting.pop_front()?;
+        self.free = self.free.saturating_sub(1);
+        Some(item)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn never(_: &i32) -> bool {
+        false
+    }
+
     #[test]
     fn as_many_wait_as_may() {
-        let queue = Queue::new(1);
-        let never = |_: &i32| false;
+        let queue = Queue::new(1, 1);
         // An idle worker will take the first at once.
         assert_eq!(queue.push(1, never), Ok(()));
         assert_eq!(queue.push(2, never), Ok(()));
         assert_eq!(queue.push(3, never), Err(Refused::Full));
-        assert_eq!(queue.pop(), Some(1));
+        assert_eq!(queue.wait(), Some(1));
         assert_eq!(queue.push(3, never), Err(Refused::Full));
-        queue.idle();
+        queue.free(1);
         assert_eq!(queue.push(3, never), Ok(()));
         // Who has given up makes room.
         assert_eq!(queue.push(4, |item| *item == 2), Ok(()));
         assert_eq!(queue.close(), [3, 4]);
         assert_eq!(queue.push(5, never), Err(Refused::Closed));
-        assert_eq!(queue.pop(), None);
+        assert_eq!(queue.wait(), None);
     }
 
     #[test]
     fn nobody_waits_where_none_may() {
-        let queue = Queue::new(0);
-        assert_eq!(queue.push(1, |_| false), Ok(()));
-        assert_eq!(queue.pop(), Some(1));
-        assert_eq!(queue.push(2, |_| false), Err(Refused::Full));
-        queue.idle();
-        assert_eq!(queue.push(2, |_| false), Ok(()));
+        let queue = Queue::new(0, 2);
+        for item in [1, 2] {
+            assert_eq!(queue.push(item, never), Ok(()));
+        }
+        assert_eq!(queue.push(3, never), Err(Refused::Full));
+        assert_eq!((queue.wait(), queue.pop(), queue.pop()), (Some(1), Some(2), None));
+        assert_eq!(queue.push(3, never), Err(Refused::Full));
+        queue.free(1);
+        assert_eq!(queue.push(3, never), Ok(()));
+        assert_eq!(queue.push(4, never), Err(Refused::Full));
     }
 }

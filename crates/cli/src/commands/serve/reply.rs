@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::job::Finish;
 use super::request::Kind;
-use super::worker::Finish;
 
 /// What all pieces of an answer have in common.
 #[derive(Clone, Debug)]

@@ -1,77 +1,20 @@
-//! One worker, which owns the model: takes who waits, one after the other, and sends text.
+//! One worker, which owns the model: it gives each text a place of the engine, in the order in which
+//! requests came, and takes all texts a token further at a time.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use relufy_data::Tokenizer;
-use tokio::sync::mpsc::UnboundedSender;
 
+use super::job::{Event, Job};
+use super::lane::{Ending, Lane};
 use super::queue::Queue;
 use super::refusal::Refusal;
-use super::stops::Stops;
 use crate::engine::Engine;
-use crate::sampling::{Draw, Sampler};
 
 /// How long a text may go on once the server was asked to end.
 pub const GRACE: Duration = Duration::from_secs(5);
-
-/// A request that can be worked at.
-pub struct Job {
-    pub prompts: Vec<Prompt>,
-    pub draw: Draw,
-    pub stop: Vec<String>,
-    /// After this nobody waits for it.
-    pub deadline: Instant,
-    /// Whoever asked; closed when they have gone.
-    pub events: UnboundedSender<Event>,
-}
-
-/// What to continue.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Prompt {
-    pub ids: Vec<u32>,
-    pub max_new: usize,
-    /// So many spaces at the start of the text belong to the prompt, which ends in front of
-    /// them: a token's space stands before its word.
-    pub spaces: usize,
-}
-
-/// What becomes of a job.
-#[derive(Debug)]
-pub enum Event {
-    /// More text of a prompt: whole characters.
-    Text(usize, String),
-    /// A prompt's text is complete.
-    Done(usize, Finish, usize),
-    /// Nothing more comes.
-    Failed(Refusal),
-}
-
-/// Why a text ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finish {
-    /// At the model's end token, or a stop string.
-    Stop,
-    /// At so many tokens as were asked, or the model's last position.
-    Length,
-}
-
-impl Finish {
-    /// As OpenAI writes it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Finish::Stop => "stop",
-            Finish::Length => "length",
-        }
-    }
-}
-
-impl Job {
-    /// Whether nobody waits for it any more.
-    pub fn given_up(&self) -> bool {
-        self.events.is_closed()
-    }
-}
 
 /// What the worker has beside the model.
 pub struct Worker {
@@ -82,135 +25,151 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Works until the queue is closed.
+    /// Works until the queue is closed and what was begun has ended.
     pub fn run(&self, engine: &mut dyn Engine) {
-        while let Some(job) = self.queue.pop() {
-            let last = self.answer(engine, &job);
-            // First, so that whoever asks again at once finds nobody before them.
-            self.queue.idle();
-            if let Some(last) = last {
-                // Who has gone needs no answer.
-                let _gone = job.events.send(last);
-            }
+        let lanes = (0..engine.places()).map(|_| None).collect();
+        let mut work = Work { worker: self, engine, lanes, prompts: VecDeque::new() };
+        while work.fill() {
+            work.advance();
         }
     }
 
-    /// Sends all that becomes of a job but the last, which it returns.
-    fn answer(&self, engine: &mut dyn Engine, job: &Job) -> Option<Event> {
-        let mut last = None;
-        for (index, prompt) in job.prompts.iter().enumerate() {
-            if let Some(done) = last.take() {
-                job.events.send(done).ok()?;
-            }
-            if job.given_up() {
-                return None;
-            }
-            if let Err(refusal) = self.keep_on(job) {
-                return Some(Event::Failed(refusal));
-            }
-            last = match self.one(engine, job, index, prompt) {
-                Ok(Ok((finish, new))) => Some(Event::Done(index, finish, new)),
-                Ok(Err(refusal)) => return Some(Event::Failed(refusal)),
-                Err(error) => {
-                    tracing::error!(target: "relufy::serve", "{error:#}");
-                    return Some(Event::Failed(Refusal::fault(format!("{error:#}"))));
-                }
-            };
+    /// Why a job is not worth the work any more.
+    fn cut(&self, job: &Job) -> Option<Refusal> {
+        let now = Instant::now();
+        if self.stopping.get().is_some_and(|since| now.duration_since(*since) > GRACE) {
+            return Some(Refusal::stopping());
         }
-        last
+        (now > job.deadline).then(Refusal::late)
     }
 
     /// Whether a job is still worth the work.
-    fn keep_on(&self, job: &Job) -> Result<(), Refusal> {
-        let now = Instant::now();
-        if self.stopping.get().is_some_and(|since| now.duration_since(*since) > GRACE) {
-            return Err(Refusal::stopping());
+    fn keep_on(&self, job: &Job) -> Result<(), Ending> {
+        if job.given_up() {
+            return Err(Ending::Unread);
         }
-        if now > job.deadline {
-            return Err(Refusal::late());
-        }
-        Ok(())
-    }
-
-    /// Continues one prompt: why it ended and with how many tokens, or what cut it.
-    fn one(
-        &self,
-        engine: &mut dyn Engine,
-        job: &Job,
-        index: usize,
-        prompt: &Prompt,
-    ) -> anyhow::Result<Result<(Finish, usize), Refusal>> {
-        // Rows of the embedding past the last token stand for no text.
-        let vocab = self.tokenizer.vocab_size();
-        let seed = job.draw.seed.wrapping_add(index as u64);
-        let mut sampler = Sampler::new(&Draw { seed, ..job.draw });
-        let mut text =
-            Text { job, index, stops: Stops::new(job.stop.clone()), spaces: prompt.spaces };
-        let mut stream = self.tokenizer.stream_after(&prompt.ids, true)?;
-        let (mut new, mut stopped, mut cut, mut broken) = (0, false, None, None);
-        engine.generate(
-            &prompt.ids,
-            prompt.max_new,
-            self.tokenizer.eos_ids(),
-            &mut |logits| sampler.pick(&logits[..vocab.min(logits.len())]),
-            &mut |token| {
-                new += 1;
-                match stream.push(token) {
-                    Ok(piece) => stopped = text.push(&piece.unwrap_or_default()),
-                    Err(error) => broken = Some(error),
-                }
-                cut = self.keep_on(job).err();
-                !stopped && broken.is_none() && cut.is_none() && !job.given_up()
-            },
-        )?;
-        if let Some(error) = broken {
-            return Err(error.into());
-        }
-        if !stopped {
-            // A text that is complete all the same is not cut.
-            if let Some(refusal) = cut.filter(|_| new < prompt.max_new) {
-                return Ok(Err(refusal));
-            }
-            stopped = text.push(&stream.finish()?.unwrap_or_default());
-            if !stopped {
-                text.finish();
-                stopped = new < prompt.max_new;
-            }
-        }
-        Ok(Ok((if stopped { Finish::Stop } else { Finish::Length }, new)))
+        self.cut(job).map_or(Ok(()), |refusal| Err(Ending::Cut(refusal)))
     }
 }
 
-/// A prompt's text on its way out.
-struct Text<'a> {
-    job: &'a Job,
-    index: usize,
-    stops: Stops,
-    /// As in [`Prompt`].
-    spaces: usize,
+/// What the worker is at.
+struct Work<'a> {
+    worker: &'a Worker,
+    engine: &'a mut dyn Engine,
+    /// The text at each place of the engine.
+    lanes: Vec<Option<Lane<'a>>>,
+    /// Prompts of jobs that were begun, without a place yet.
+    prompts: VecDeque<(Arc<Job>, usize)>,
 }
 
-impl Text<'_> {
-    /// Sends what can be sent; whether a stop string ended the text.
-    fn push(&mut self, piece: &str) -> bool {
-        let leading = piece.bytes().take_while(|byte| *byte == b' ').count().min(self.spaces);
-        let piece = &piece[leading..];
-        self.spaces = if piece.is_empty() { self.spaces - leading } else { 0 };
-        let (text, ended) = self.stops.push(piece);
-        self.send(text);
-        ended
+impl Work<'_> {
+    /// Gives free places to who waits, and waits for somebody where all are free; false once nobody
+    /// comes any more and nothing is left to do.
+    fn fill(&mut self) -> bool {
+        while let Some(place) = self.lanes.iter().position(Option::is_none) {
+            if let Some((job, index)) = self.prompts.pop_front() {
+                self.begin(place, job, index);
+                continue;
+            }
+            self.tell_free();
+            let idle = self.lanes.iter().all(Option::is_none);
+            let queue = &self.worker.queue;
+            let Some(job) = (if idle { queue.wait() } else { queue.pop() }) else { return !idle };
+            let job = Arc::new(job);
+            self.prompts.extend((0..job.prompts.len()).map(|index| (job.clone(), index)));
+        }
+        true
     }
 
-    /// Sends what was held back.
-    fn finish(&mut self) {
-        let rest = self.stops.finish();
-        self.send(rest);
-    }
-
-    fn send(&self, text: String) {
-        if !text.is_empty() {
-            // Who has gone is noticed before the next token.
-            let _gone = self.job.events.send(Event::Text(self.index, text));
+    /// Begins a prompt's text at a place.
+    fn begin(&mut self, place: usize, job: Arc<Job>, index: usize) {
+        if let Err(ending) = self.worker.keep_on(&job) {
+            return self.abandon(&job, ending);
+        }
+        let prompt = &job.prompts[index];
+        let cleared = self.engine.clear(place, prompt.ids.len() + prompt.max_new);
+        let lane = cleared.and_then(|()| Lane::new(&self.worker.tokenizer, job.clone(), index));
+        match lane {
+            Ok(lane) => self.lanes[place] = Some(lane),
+            Err(error) => self.abandon(&job, fault(&error)),
         }
     }
+
+    /// A piece of each prompt that is not taken yet, and a token for each other text.
+    fn advance(&mut self) {
+        let mut tokens = Vec::with_capacity(self.lanes.len());
+        for place in 0..self.lanes.len() {
+            match self.next(place) {
+                Ok(Some(token)) => tokens.push((place, token)),
+                Ok(None) => {}
+                Err(ending) => self.end(place, ending),
+            }
+        }
+        // A text may have ended with another of the same request.
+        tokens.retain(|(place, _)| self.lanes[*place].is_some());
+        if tokens.is_empty() {
+            return;
+        }
+        if let Err(error) = self.engine.step(&tokens) {
+            for (place, _) in tokens {
+                self.end(place, fault(&error));
+            }
+        }
+    }
+
+    /// The next token of the text at a place; `None` while its prompt is not taken, or if there is none.
+    fn next(&mut self, place: usize) -> Result<Option<u32>, Ending> {
+        let Some(lane) = &mut self.lanes[place] else { return Ok(None) };
+        if !lane.rest().is_empty() {
+            let taken = self.engine.prefill(place, lane.rest()).map_err(|error| fault(&error))?;
+            lane.took(taken);
+            if !lane.rest().is_empty() {
+                return self.worker.keep_on(lane.job()).map(|()| None);
+            }
+        }
+        let next = lane.next(self.engine.logits(place), |job| self.worker.cut(job));
+        next.map_err(|error| fault(&error))?.map(Some)
+    }
+
+    /// Ends the text at a place; with one that is not complete, its request ends.
+    fn end(&mut self, place: usize, ending: Ending) {
+        let Some(lane) = self.lanes[place].take() else { return };
+        let job = lane.job().clone();
+        match lane.end(ending) {
+            Ok(Some(done @ Event::Done(..))) => {
+                // First, so that whoever asks again at once finds a free place.
+                self.tell_free();
+                // Who has gone needs no answer.
+                let _gone = job.events.send(done);
+            }
+            Ok(Some(Event::Failed(refusal))) => self.abandon(&job, Ending::Cut(refusal)),
+            Ok(_) => self.abandon(&job, Ending::Unread),
+            Err(error) => self.abandon(&job, fault(&error)),
+        }
+    }
+
+    /// Forgets a job and says why, if anybody listens.
+    fn abandon(&mut self, job: &Arc<Job>, ending: Ending) {
+        let others = |other: &Arc<Job>| !Arc::ptr_eq(other, job);
+        self.prompts.retain(|(other, _)| others(other));
+        for lane in &mut self.lanes {
+            lane.take_if(|lane| !others(lane.job()));
+        }
+        self.tell_free();
+        if let Ending::Cut(refusal) = ending {
+            let _gone = job.events.send(Event::Failed(refusal));
+        }
+    }
+
+    /// Tells the queue how many would not have to wait.
+    fn tell_free(&self) {
+        let free = self.lanes.iter().filter(|lane| lane.is_none()).count();
+        self.worker.queue.free(free.saturating_sub(self.prompts.len()));
+    }
+}
+
+/// What a client is told of the server's own fault, which the log has too.
+fn fault(error: &anyhow::Error) -> Ending {
+    tracing::error!(target: "relufy::serve", "{error:#}");
+    Ending::Cut(Refusal::fault(format!("{error:#}")))
 }

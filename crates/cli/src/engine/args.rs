@@ -1,75 +1,19 @@
-//! What makes the tokens: the decoder, or the engine that skips the zeros. `generate` and `serve`
-//! know no more of a model than this.
+//! `--engine`, `--format` and what else chooses an engine.
 
 use anyhow::bail;
 use candle_core::DType;
-use relufy_model::{Checkpoint, Decoder, Precision, generate};
-use relufy_sparse::{Format, Options, Sequence, Session};
+use relufy_model::{Checkpoint, Precision};
+use relufy_sparse::{Format, Options, Sessions};
 use relufy_spec::{Activation, DecoderSpec, ReluPlan, SiteOp};
 
+use super::Engine;
+use super::dense::Dense;
+use super::sparse::Alone;
 use crate::compute::Compute;
 use crate::packing::Packing;
 
-/// A model that continues prompts, one after the other.
-pub trait Engine {
-    /// Continues `prompt` by at most `max_new` tokens; returns how many it made. `sample` picks a
-    /// token from the logits `[vocab]`; `on_token` sees each token as it comes and ends the
-    /// generation by returning `false`. A token of `stop` ends it too and is not shown.
-    ///
-    /// # Errors
-    /// A prompt that the model cannot take, what `sample` returns, and a device that fails.
-    fn generate(
-        &mut self,
-        prompt: &[u32],
-        max_new: usize,
-        stop: &[u32],
-        sample: &mut dyn FnMut(&[f32]) -> anyhow::Result<u32>,
-        on_token: &mut dyn FnMut(u32) -> bool,
-    ) -> anyhow::Result<usize>;
-}
-
-/// The decoder that everything else in the program uses: every weight is read for every token.
-impl Engine for Decoder {
-    fn generate(
-        &mut self,
-        prompt: &[u32],
-        max_new: usize,
-        stop: &[u32],
-        sample: &mut dyn FnMut(&[f32]) -> anyhow::Result<u32>,
-        on_token: &mut dyn FnMut(u32) -> bool,
-    ) -> anyhow::Result<usize> {
-        Ok(generate(self, prompt, max_new, stop, sample, on_token)?.len())
-    }
-}
-
-/// The engine that reads only the rows of inputs and neurons that are not zero.
-impl Engine for Box<dyn Sequence> {
-    fn generate(
-        &mut self,
-        prompt: &[u32],
-        max_new: usize,
-        stop: &[u32],
-        sample: &mut dyn FnMut(&[f32]) -> anyhow::Result<u32>,
-        on_token: &mut dyn FnMut(u32) -> bool,
-    ) -> anyhow::Result<usize> {
-        self.truncate(0);
-        let room = max_new.min(self.left().saturating_sub(prompt.len()));
-        let mut logits = self.prefill(prompt)?;
-        let mut made = 0;
-        while made < room {
-            let token = sample(logits)?;
-            if stop.contains(&token) {
-                break;
-            }
-            made += 1;
-            if !on_token(token) || made == room {
-                break;
-            }
-            logits = self.step(token)?;
-        }
-        Ok(made)
-    }
-}
+/// How many texts an engine that can do several continues at a time, where nobody says.
+const PLACES: usize = 4;
 
 /// Which engine, and where it computes.
 #[derive(Clone, Debug, clap::Args)]
@@ -100,15 +44,17 @@ impl EngineArgs {
         self.packing.inexact()
     }
 
-    /// Reads a model into the engine that was asked for.
+    /// Reads a model into the engine that was asked for, with so many places; by default as many as
+    /// suit the engine.
     ///
     /// # Errors
-    /// A format without the sparse engine, or one that the device does not take; as
-    /// [`Compute::load`].
+    /// A format without the sparse engine, or one that the device does not take; more places than
+    /// the engine can have; as [`Compute::load`].
     pub fn load(
         &self,
         checkpoint: &Checkpoint,
         plan: &ReluPlan,
+        places: Option<usize>,
     ) -> anyhow::Result<Box<dyn Engine>> {
         let on_gpu = self.compute.device != "cpu";
         if on_gpu && self.format == Some(Format::F16) {
@@ -127,6 +73,11 @@ impl EngineArgs {
             Choice::Auto => has_zeros(&spec) || self.packing.inexact().is_some(),
             choice => choice == Choice::Sparse,
         };
+        if let Some(several) = places.filter(|places| *places > 1 && (on_gpu || !sparse)) {
+            bail!(
+                "{several} texts side by side are for the sparse engine on the CPU; this one continues one at a time"
+            );
+        }
         if !sparse {
             if let Some(format) = self.format {
                 bail!("--format {format} is for the sparse engine, which --engine sparse takes");
@@ -134,7 +85,7 @@ impl EngineArgs {
             if let Some(flag) = self.packing.given() {
                 bail!("{flag} is for the sparse engine, which --engine sparse takes");
             }
-            return Ok(Box::new(compute.load(checkpoint, plan)?));
+            return Ok(Box::new(Dense::new(compute.load(checkpoint, plan)?)?));
         }
         if !on_gpu {
             // Refuses a type that the CPU does not compute in.
@@ -142,8 +93,7 @@ impl EngineArgs {
             let format = self.format.unwrap_or(Format::F16);
             let options = Options { format, ..Options::default() };
             let engine = self.packing.engine(checkpoint, plan, &spec, &options)?;
-            let sequence: Box<dyn Sequence> = Box::new(Session::new(&engine)?);
-            return Ok(Box::new(sequence));
+            return Ok(Box::new(Sessions::new(&engine, places.unwrap_or(PLACES))?));
         }
         if let Some(flag) = self.packing.given() {
             bail!("{flag} is for the CPU; leave --device {} out", self.compute.device);
@@ -155,7 +105,8 @@ impl EngineArgs {
         };
         let format = self.format.unwrap_or(usual);
         let options = Options { format, ..Options::default() };
-        Ok(Box::new(relufy_sparse::sequence(decoder, &options, self.engine == Choice::Auto)?))
+        let fastest = self.engine == Choice::Auto;
+        Ok(Box::new(Alone::new(relufy_sparse::sequence(decoder, &options, fastest)?)))
     }
 }
 
