@@ -13,18 +13,19 @@ use relufy_ops::pointwise::{Pointwise, apply_to_slice};
 use crate::Result;
 use crate::counts::{Counts, Work};
 use crate::engine::{Packed, PackedLayer};
-use crate::kernels::{Isa, add_rows, dot_rows};
+use crate::kernels::{Isa, add_rows, decode_rows, dot_rows};
 use crate::linear::share;
-use crate::matrix::{PAD, Rows, padded};
+use crate::matrix::{Rows, padded};
 use crate::shared::{KvRows, PerWorker, SharedVec};
 use crate::thresholds::drop_small;
 use crate::walk::turned;
 
-/// The most tokens of one pass.
-pub(crate) const MOST: usize = 64;
+/// The most tokens of one pass: with fewer, decoding weights and arranging them for the product takes as
+/// long as the product.
+pub(crate) const MOST: usize = 128;
 
-/// Fewer tokens than this go one by one.
-pub(crate) const LEAST: usize = 8;
+/// Fewer tokens than this skip zeros, a few side by side: decoding the tiles would take longer.
+pub(crate) const LEAST: usize = 48;
 
 /// Some tokens on their way.
 pub(crate) struct Batch<'a> {
@@ -52,7 +53,7 @@ pub(crate) struct BatchRoom {
 
 /// A worker's own room.
 struct Own {
-    tile: Vec<f32>,
+    tile: Tile,
     out: Vec<f32>,
     /// The gate, where `up` is computed for all neurons before it is used.
     gates: Vec<f32>,
@@ -84,10 +85,10 @@ impl BatchRoom {
             mid: SharedVec::new(tokens * hidden),
             partial: SharedVec::new(workers * tokens * hidden),
             own: PerWorker::new(workers, || Own {
-                tile: vec![0.0; PAD * widest],
+                tile: Tile::new(tokens, hidden.max(q_width)),
                 out: vec![0.0; tokens * widest],
                 gates: if both { vec![0.0; tokens * widest] } else { Vec::new() },
-                products: vec![0.0; tokens * PAD],
+                products: vec![0.0; tokens * HIGH],
                 heads: std::array::from_fn(|_| vec![0.0; padded(dim)]),
                 scores: vec![0.0; packed.context],
                 counts: Counts::default(),
@@ -288,30 +289,13 @@ impl Own {
             Some(bias) => out.chunks_exact_mut(width).for_each(|out| out.copy_from_slice(bias)),
             None => out.fill(0.0),
         }
-        let mut product = || -> Result<()> {
-            if linear.by_input() {
-                for start in (0..inputs).step_by(PAD) {
-                    let block = start..inputs.min(start + PAD);
-                    let stride = decode(isa, &rows, block.clone(), columns.clone(), &mut self.tile);
-                    let a = MatRef::with_stride(&input[start..], count, block.len(), inputs)?;
-                    let b = MatRef::with_stride(&self.tile, block.len(), width, stride)?;
-                    let c = MatMut::new(out, count, width, Accum::Add)?;
-                    gemm(1.0, a, b, c, Threads::One)?;
-                }
-            } else {
-                for start in columns.clone().step_by(PAD) {
-                    let block = start..columns.end.min(start + PAD);
-                    let stride = decode(isa, &rows, block.clone(), 0..inputs, &mut self.tile);
-                    let a = MatRef::new(input, count, inputs)?;
-                    let b = MatRef::with_stride(&self.tile, block.len(), inputs, stride)?.t();
-                    let to = &mut out[start - columns.start..];
-                    let c = MatMut::with_stride(to, count, block.len(), width, Accum::Add)?;
-                    gemm(1.0, a, b, c, Threads::One)?;
-                }
+        let done = match linear.by_input() {
+            true => self.tile.add_inputs(isa, &rows, (0..inputs, columns), (input, count), out),
+            false => {
+                self.tile.turn(input, count);
+                self.tile.add_outputs(isa, &rows, columns, count, out)
             }
-            Ok(())
         };
-        let done = product();
         self.note(done);
     }
 
@@ -371,9 +355,12 @@ impl Own {
             products.zip(&self.gates).for_each(|(up, gate)| *up *= gate);
         }
         let (up, down) = (layer.up_rows(), layer.down_rows());
+        if up.is_some() {
+            self.tile.turn(h, count);
+        }
         let mut active = 0;
-        for start in (0..width).step_by(PAD) {
-            let block = start..width.min(start + PAD);
+        for start in (0..width).step_by(HIGH) {
+            let block = start..width.min(start + HIGH);
             let rows = mine.start + block.start..mine.start + block.end;
             let both = (up.as_ref(), &down);
             match self.block(packed.isa, both, layer, (h, count), (block, width), rows, sum) {
@@ -404,15 +391,11 @@ impl Own {
         let (plan, hidden, size) = (&layer.plan, h.len() / count, block.len());
         let products = &mut self.products[..count * size];
         if let Some(up) = up {
-            let stride = decode(isa, up, rows.clone(), 0..hidden, &mut self.tile);
-            let b = MatRef::with_stride(&self.tile, size, hidden, stride)?.t();
-            let c = MatMut::new(products, count, size, Accum::Overwrite)?;
-            gemm(1.0, MatRef::new(h, count, hidden)?, b, c, Threads::One)?;
-            if let Some(bias) = layer.up_bias.get(rows.clone()) {
-                for products in products.chunks_exact_mut(size) {
-                    products.iter_mut().zip(bias).for_each(|(product, bias)| *product += bias);
-                }
+            match layer.up_bias.get(rows.clone()) {
+                Some(bias) => products.chunks_exact_mut(size).for_each(|p| p.copy_from_slice(bias)),
+                None => products.fill(0.0),
             }
+            self.tile.add_outputs(isa, up, rows.clone(), count, products)?;
         } else {
             products.fill(1.0);
         }
@@ -423,10 +406,7 @@ impl Own {
         if plan.down_in != Pointwise::Identity {
             apply_to_slice(products, plan.down_in);
         }
-        let stride = decode(isa, down, rows, 0..hidden, &mut self.tile);
-        let a = MatRef::new(products, count, size)?;
-        let b = MatRef::with_stride(&self.tile, size, hidden, stride)?;
-        gemm(1.0, a, b, MatMut::new(sum, count, hidden, Accum::Add)?, Threads::One)?;
+        self.tile.add_inputs(isa, down, (rows, 0..hidden), (products, count), sum)?;
         Ok(nonzeros(&self.products[..count * size]))
     }
 
@@ -437,21 +417,126 @@ impl Own {
     }
 }
 
-/// Columns of some rows as f32, one row after the other; the elements between their starts.
-fn decode(
+/// Rows of a tile.
+const HIGH: usize = 256;
+/// Columns of a tile, which with as many rows fills half of a core's own cache.
+const WIDE: usize = 512;
+
+/// The product's registers hold a multiple of so many tokens.
+const TOKENS: usize = 16;
+
+/// Weights as f32, `HIGH` rows of `WIDE` columns, which are multiplied by many tokens while they are in a
+/// cache. The product's inner loop takes neighbours in memory: columns of a row, or else tokens.
+struct Tile {
+    weights: Vec<f32>,
+    list: Vec<u32>,
+    /// Tokens' inputs the other way round, `[inputs, tokens padded]`.
+    turned: Vec<f32>,
+    /// What comes of them, `[HIGH, tokens padded]`.
+    sums: Vec<f32>,
+}
+
+impl Tile {
+    /// For so many tokens of so many inputs.
+    fn new(tokens: usize, inputs: usize) -> Tile {
+        let tokens = tokens.next_multiple_of(TOKENS);
+        Tile {
+            weights: vec![0.0; HIGH * WIDE],
+            list: Vec::with_capacity(HIGH),
+            turned: vec![0.0; tokens * inputs],
+            sums: vec![0.0; tokens * HIGH],
+        }
+    }
+
+    /// `out[t] += sum input[t][i] row[which[i]]`: some rows' `columns`, of tokens with an input for each of
+    /// these rows.
+    fn add_inputs(
+        &mut self,
+        isa: Isa,
+        rows: &Rows<'_>,
+        (which, columns): (Range<usize>, Range<usize>),
+        (input, count): (&[f32], usize),
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (inputs, width) = (which.len(), columns.len());
+        for at in columns.clone().step_by(WIDE) {
+            let wide = at..columns.end.min(at + WIDE);
+            for start in (0..inputs).step_by(HIGH) {
+                let high = start..inputs.min(start + HIGH);
+                let from = which.start + high.start..which.start + high.end;
+                let b = decode(isa, rows, from, wide.clone(), &mut self.list, &mut self.weights)?;
+                let a = MatRef::with_stride(&input[start..], count, high.len(), inputs)?;
+                let to = &mut out[at - columns.start..];
+                let c = MatMut::with_stride(to, count, wide.len(), width, Accum::Add)?;
+                gemm(1.0, a, b, c, Threads::One)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the inputs of so many tokens, for [`Tile::add_outputs`].
+    fn turn(&mut self, input: &[f32], count: usize) {
+        let tokens = count.next_multiple_of(TOKENS);
+        let inputs = input.len() / count;
+        turn(input, count, inputs, &mut self.turned[..inputs * tokens], tokens);
+    }
+
+    /// `out[t][k] += input[t] . row[which[k]]`, of the tokens that [`Tile::turn`] has taken.
+    fn add_outputs(
+        &mut self,
+        isa: Isa,
+        rows: &Rows<'_>,
+        which: Range<usize>,
+        count: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (tokens, width) = (count.next_multiple_of(TOKENS), which.len());
+        for start in which.clone().step_by(HIGH) {
+            let high = start..which.end.min(start + HIGH);
+            let sums = &mut self.sums[..high.len() * tokens];
+            for at in (0..rows.cols).step_by(WIDE) {
+                let wide = at..rows.cols.min(at + WIDE);
+                let list = &mut self.list;
+                let a = decode(isa, rows, high.clone(), wide.clone(), list, &mut self.weights)?;
+                let b = MatRef::new(&self.turned[at * tokens..], wide.len(), tokens)?;
+                let accum = if at == 0 { Accum::Overwrite } else { Accum::Add };
+                gemm(1.0, a, b, MatMut::new(sums, high.len(), tokens, accum)?, Threads::One)?;
+            }
+            let to = start - which.start;
+            for (t, out) in out.chunks_exact_mut(width).enumerate() {
+                let out = out[to..to + high.len()].iter_mut();
+                out.zip(sums[t..].iter().step_by(tokens)).for_each(|(out, sum)| *out += sum);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Columns of some rows as a tile.
+fn decode<'a>(
     isa: Isa,
     rows: &Rows<'_>,
     which: Range<usize>,
     columns: Range<usize>,
-    tile: &mut [f32],
-) -> usize {
-    let stride = padded(columns.len());
-    for (row, out) in which.zip(tile.chunks_exact_mut(stride)) {
-        out.fill(0.0);
-        let scale = rows.scales.get(row).copied().unwrap_or(1.0);
-        add_rows(isa, rows, &[row as u32], &[scale], columns.clone(), out);
+    list: &mut Vec<u32>,
+    tile: &'a mut [f32],
+) -> Result<MatRef<'a>> {
+    list.clear();
+    list.extend(which.start as u32..which.end as u32);
+    decode_rows(isa, rows, list, columns.clone(), tile);
+    Ok(MatRef::with_stride(tile, list.len(), columns.len(), padded(columns.len()))?)
+}
+
+/// Rows as columns: `from` is `[rows, cols]`, and `to` has `[cols, stride]`.
+fn turn(from: &[f32], rows: usize, cols: usize, to: &mut [f32], stride: usize) {
+    // A block's lines stay in the cache until all of it is there.
+    for start in (0..rows).step_by(TOKENS) {
+        for col in 0..cols {
+            for row in start..rows.min(start + TOKENS) {
+                to[col * stride + row] = from[row * cols + col];
+            }
+        }
     }
-    stride
 }
 
 fn nonzeros(x: &[f32]) -> u64 {

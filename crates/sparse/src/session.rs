@@ -14,6 +14,9 @@ use crate::shared::{KvRows, PerWorker, SharedVec};
 use crate::walk::{Lane, Walk};
 use crate::{Error, Format, Result};
 
+/// So many tokens of a prompt walk side by side.
+const FEW: usize = 16;
+
 /// A sequence: its keys and values, and room for one token's activations. Tokens go in one after
 /// the other, logits come out.
 ///
@@ -24,6 +27,8 @@ pub struct Session {
     pub(crate) keys: Vec<KvRows>,
     pub(crate) values: Vec<KvRows>,
     pub(crate) room: Room,
+    /// For the other tokens of a prompt that walk side by side; made when they are needed.
+    more: Vec<Room>,
     pub(crate) forced: Option<Forced>,
     last: Counts,
     sum: Counts,
@@ -83,12 +88,13 @@ impl Session {
         };
         let (keys, values) = (kv()?, kv()?);
         let room = Room::new(&packed);
-        let (last, sum, nonzeros) = Default::default();
-        Ok(Session { packed, len: 0, keys, values, room, forced: None, last, sum, nonzeros })
+        let (more, last, sum, nonzeros) = Default::default();
+        Ok(Session { packed, len: 0, keys, values, room, more, forced: None, last, sum, nonzeros })
     }
 
     /// Appends tokens; the logits `[vocab]` after the last of them. A longer prompt goes through
-    /// the layers many tokens at a time, densely: only the last is decoded as [`Session::step`] does.
+    /// the layers many tokens at a time, densely. The last token, and those of a short prompt, are decoded
+    /// as [`Session::step`] does, a few side by side.
     ///
     /// # Errors
     /// No tokens; one outside the vocabulary; more than the context holds. Nothing is appended then.
@@ -105,8 +111,8 @@ impl Session {
                 before = rest;
             }
         }
-        before.iter().for_each(|token| self.pass(*token, false));
-        self.pass(*last, true);
+        before.chunks(FEW).for_each(|tokens| self.pass(tokens, false));
+        self.pass(&[*last], true);
         Ok(self.logits())
     }
 
@@ -206,14 +212,29 @@ impl Session {
         Ok(())
     }
 
-    /// One token through the layers, and through the head where its logits are wanted.
-    fn pass(&mut self, token: u32, logits: bool) {
+    /// A few tokens side by side through the layers, and through the head where logits are wanted.
+    fn pass(&mut self, tokens: &[u32], logits: bool) {
         let packed = &*self.packed;
-        let lanes = [self.lane(token)];
-        let walk = Walk { packed, lanes: &lanes, logits };
-        // SAFETY: the room is this session's, which is borrowed mutably, and the pool gives each
-        // worker another index.
+        while self.more.len() + 1 < tokens.len() {
+            self.more.push(Room::new(packed));
+        }
+        let rooms = std::iter::once(&self.room).chain(&self.more);
+        let lanes = rooms.zip(tokens).enumerate().map(|(n, (room, token))| Lane {
+            room,
+            position: self.len + n,
+            ..self.lane(*token)
+        });
+        let lanes: Vec<Lane<'_>> = lanes.collect();
+        let walk = Walk { packed, lanes: &lanes, one: lanes.len() > 1, logits };
+        // SAFETY: rooms, keys and values are this session's, which is borrowed mutably, and the pool
+        // gives each worker another index.
         packed.pool.run(|worker| unsafe { walk.run(worker) });
+        self.len += tokens.len() - 1;
+        for room in self.more.iter_mut().take(tokens.len() - 1) {
+            let (counts, _) = room.take();
+            self.last += counts;
+            self.sum += counts;
+        }
         self.finish();
     }
 
@@ -237,17 +258,24 @@ impl Session {
     /// Takes note of a token that has walked.
     pub(crate) fn finish(&mut self) {
         self.len += 1;
-        self.nonzeros = Nonzeros::default();
-        for own in self.room.own.iter_mut() {
-            let counts = std::mem::take(&mut own.counts);
-            self.last += counts;
-            self.sum += counts;
-            self.nonzeros += std::mem::take(&mut own.nonzeros);
-        }
+        let (counts, nonzeros) = self.room.take();
+        self.last += counts;
+        self.sum += counts;
+        self.nonzeros = nonzeros;
     }
 }
 
 impl Room {
+    /// What was done since the last call.
+    fn take(&mut self) -> (Counts, Nonzeros) {
+        let (mut counts, mut nonzeros) = (Counts::default(), Nonzeros::default());
+        for own in self.own.iter_mut() {
+            counts += std::mem::take(&mut own.counts);
+            nonzeros += std::mem::take(&mut own.nonzeros);
+        }
+        (counts, nonzeros)
+    }
+
     fn new(packed: &Packed) -> Room {
         let hidden = packed.spec.hidden;
         let most = |width: fn(&relufy_model::layer::LayerPlan) -> usize| {

@@ -67,7 +67,7 @@ impl Sessions {
         }
         let lanes: Vec<_> =
             tokens.iter().map(|(place, token)| self.each[*place].lane(*token)).collect();
-        let walk = Walk { packed: &self.packed, lanes: &lanes, logits: true };
+        let walk = Walk { packed: &self.packed, lanes: &lanes, one: false, logits: true };
         // SAFETY: the rooms are those of our sessions, which are borrowed mutably, each place is named
         // once, and the pool gives each worker another index.
         self.packed.pool.run(|worker| unsafe { walk.run(worker) });

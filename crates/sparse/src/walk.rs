@@ -1,5 +1,5 @@
 //! One token's way through the layers, as each worker walks it; several sequences' tokens walk side by
-//! side.
+//! side, or a few of one sequence.
 //!
 //! ```text
 //! norm, list of non-zeros      every worker for itself: cheaper than a barrier
@@ -12,6 +12,8 @@
 //! gate, then up and down       each worker its neurons, with a sum of its own
 //! --- barrier, sum
 //! ```
+//!
+//! Tokens of one sequence see each other's keys and values, so a barrier stands behind those.
 //!
 //! A parallel block has its MLP beside the output projection, and a barrier less. Sums of several
 //! workers are added in the workers' order, so the same number of threads gives the same bits.
@@ -30,15 +32,17 @@ use crate::session::{Own, Room};
 use crate::shared::KvRows;
 use crate::thresholds::drop_small;
 
-/// A token of each of some sequences on their way.
+/// A token of each of some sequences on their way, or tokens of one.
 pub(crate) struct Walk<'a> {
     pub packed: &'a Packed,
     pub lanes: &'a [Lane<'a>],
+    /// The lanes are tokens of one sequence, one after the other.
+    pub one: bool,
     /// Whether the head is needed.
     pub logits: bool,
 }
 
-/// One sequence's token.
+/// A token.
 pub(crate) struct Lane<'a> {
     pub keys: &'a [KvRows],
     pub values: &'a [KvRows],
@@ -52,13 +56,13 @@ impl Walk<'_> {
     /// A worker's part.
     ///
     /// # Safety
-    /// Every worker of the pool calls it once, with its index, each sequence has a room of its own,
-    /// and nobody else uses the rooms.
+    /// Every worker of the pool calls it once, with its index, each lane has a room of its own, lanes
+    /// share keys and values only where they say so, and nobody else uses any of them.
     pub unsafe fn run(&self, worker: usize) {
         let (packed, lanes) = (self.packed, self.lanes);
         let (workers, identity) = (packed.pool.workers(), &packed.identity);
         let hidden = packed.spec.hidden;
-        // SAFETY: each worker has its own index, and each sequence its own room.
+        // SAFETY: each worker has its own index, and each lane its own room.
         let owns = lanes.iter().map(|lane| unsafe { lane.room.own.get(worker) });
         let mut owns: Vec<&mut Own> = owns.collect();
         for (lane, own) in lanes.iter().zip(&mut owns) {
@@ -82,6 +86,12 @@ impl Walk<'_> {
             let mut passes: Vec<Pass<'_>> = passes.collect();
             layer.qkv.forward_all(packed.isa, &mut passes, identity, columns);
             packed.pool.meet();
+            if self.one {
+                for (lane, own) in lanes.iter().zip(&mut owns) {
+                    self.store(lane, n, worker, own);
+                }
+                packed.pool.meet();
+            }
             for (lane, own) in lanes.iter().zip(&mut owns) {
                 // SAFETY: queries, keys and values are complete, and not written before the next layer.
                 let qkv = unsafe { lane.room.qkv.read() };
@@ -141,6 +151,26 @@ impl Walk<'_> {
         }
     }
 
+    /// Puts a token's keys and values, of the heads that are this worker's, into the cache.
+    fn store(&self, lane: &Lane<'_>, n: usize, worker: usize, own: &mut Own) {
+        let (packed, position) = (self.packed, lane.position);
+        let layer = &packed.layers[n];
+        let (plan, dim) = (&layer.plan, layer.plan.heads.head_dim);
+        let (kv_heads, workers) = (plan.heads.kv_heads, packed.pool.workers());
+        // SAFETY: complete, and not written before the next layer.
+        let qkv = unsafe { lane.room.qkv.read() };
+        let [_, k, ..] = &mut own.heads;
+        for head in kv_heads * worker / workers..kv_heads * (worker + 1) / workers {
+            let at = plan.q_width + head * dim;
+            turned(packed, layer.k_norm.as_ref(), position, &qkv[at..at + dim], k);
+            // SAFETY: this head is this worker's, and nobody reads the cache before the barrier.
+            unsafe {
+                lane.keys[n].store(head, position, &k[..dim]);
+                lane.values[n].store(head, position, &qkv[at + plan.kv_width..][..dim]);
+            }
+        }
+    }
+
     /// Attention of this worker's heads, over the cache and the token itself.
     fn attend(&self, lane: &Lane<'_>, n: usize, worker: usize, qkv: &[f32], own: &mut Own) {
         let (packed, position) = (self.packed, lane.position);
@@ -160,8 +190,8 @@ impl Walk<'_> {
                 let at = plan.q_width + kv_head * dim;
                 turned(packed, layer.k_norm.as_ref(), position, &qkv[at..at + dim], k);
                 v[..dim].copy_from_slice(&qkv[at + plan.kv_width..][..dim]);
-                // The group's first head belongs to one worker.
-                if head.is_multiple_of(group) {
+                // The group's first head belongs to one worker. Tokens of one sequence have stored theirs.
+                if !self.one && head.is_multiple_of(group) {
                     // SAFETY: no other worker writes this row, and none reads it for this token.
                     unsafe {
                         lane.keys[n].store(kv_head, position, &k[..dim]);
@@ -172,7 +202,7 @@ impl Walk<'_> {
             }
             let from = head * dim;
             turned(packed, layer.q_norm.as_ref(), position, &qkv[from..from + dim], q);
-            // SAFETY: rows before this position are not written during this token.
+            // SAFETY: rows before this position are not written during this step.
             let (keys, values) = unsafe {
                 (lane.keys[n].rows(kv_head, position), lane.values[n].rows(kv_head, position))
             };

@@ -156,7 +156,7 @@ fn texts_come_and_go() {
     let engine = Engine::new(&decoder, &options(Format::F16, 2)).unwrap();
     let ids = prompt();
     // Pieces and their borders, and prompts that are one.
-    let prompts: Vec<Vec<u32>> = [3, 64, 65, 200, 1, 129, 73, 128]
+    let prompts: Vec<Vec<u32>> = [3, 128, 129, 300, 1, 177, 380, 64]
         .map(|len| ids.iter().cycle().skip(len % 7).take(len).copied().collect())
         .into();
     let expected: Vec<_> = prompts.iter().map(|prompt| alone(&engine, prompt)).collect();
@@ -181,7 +181,7 @@ fn texts_come_and_go() {
             if text.taken < text.prompt.len() {
                 let rest = &text.prompt[text.taken..];
                 let taken = sessions.prefill_piece(place, rest).unwrap();
-                assert_eq!(taken, rest.len().min(64));
+                assert_eq!(taken, rest.len().min(128));
                 text.taken += taken;
             } else {
                 tokens.push((place, text.tokens[text.made]));

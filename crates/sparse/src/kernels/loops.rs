@@ -198,6 +198,34 @@ pub(super) unsafe fn add_rows<L: Load<W> + Load<f32>, W>(
     }
 }
 
+/// `out[k] = scales[k] row[list[k]]`, one row after the other; without scales where there are none.
+///
+/// # Safety
+/// The rows, `listed.n` elements of `out` for each, and a scale for each or none are there; the
+/// instruction set is.
+#[inline(always)]
+pub(super) unsafe fn decode_rows<L: Load<W>, W>(
+    listed: Listed<'_, W>,
+    scales: &[f32],
+    out: *mut f32,
+) {
+    // SAFETY: the caller's promise; rows are whole lines, and so is what a register holds.
+    unsafe {
+        for k in 0..listed.list.len() {
+            let ([row], [next]) = (listed.at::<1>(k), listed.at::<1>(k + 1));
+            let (scale, zero) = (L::splat(scales.get(k).copied().unwrap_or(1.0)), L::splat(0.0));
+            let to = out.add(k * listed.n);
+            let line = LINE / size_of::<W>();
+            for i in (0..listed.n).step_by(line) {
+                look_ahead::<L, W, 1>(&[row], &[next], i, listed.n);
+                for j in (i..i + line).step_by(L::N) {
+                    L::store(to.add(j), L::fma(L::load(row.add(j)), scale, zero));
+                }
+            }
+        }
+    }
+}
+
 /// What joins a neuron's two rows: `v = gate (up . x * up_scale + bias)`, `y += v down_scale down`.
 #[derive(Clone, Copy)]
 pub(super) struct Joint<'a> {

@@ -132,6 +132,15 @@ mod compiled {
                 }
 
                 #[target_feature(enable = $features)]
+                pub unsafe fn decode_rows<W>(listed: Listed<'_, W>, scales: &[f32], out: *mut f32)
+                where
+                    $lanes: Load<W>,
+                {
+                    // SAFETY: the caller's promise.
+                    unsafe { loops::decode_rows::<$lanes, W>(listed, scales, out) }
+                }
+
+                #[target_feature(enable = $features)]
                 pub unsafe fn bundles<W>(
                     up: Listed<'_, W>,
                     down: Listed<'_, W>,
@@ -192,6 +201,25 @@ pub(crate) fn add_rows(
     // SAFETY: as in `dot_rows`.
     unsafe {
         dispatch!(isa, rows.format, add_rows, W => (listed::<W>(rows, list, &cols), coefficients, y.as_mut_ptr()));
+    }
+}
+
+/// Columns of some rows as f32, one row after the other, each padded to whole lines. `cols` starts at a
+/// multiple of [`PAD`].
+pub(crate) fn decode_rows(
+    isa: Isa,
+    rows: &Rows<'_>,
+    list: &[u32],
+    cols: Range<usize>,
+    out: &mut [f32],
+) {
+    debug_assert!(cols.start.is_multiple_of(PAD));
+    let out = &mut out[..list.len() * padded(cols.len())];
+    let scales = list.iter().filter_map(|row| rows.scales.get(*row as usize).copied());
+    let scales: Vec<f32> = scales.collect();
+    // SAFETY: as in `dot_rows`.
+    unsafe {
+        dispatch!(isa, rows.format, decode_rows, W => (listed::<W>(rows, list, &cols), &scales, out.as_mut_ptr()));
     }
 }
 

@@ -152,3 +152,26 @@ fn what_has_no_integers_is_computed_all_the_same() {
         }
     }
 }
+
+#[test]
+fn rows_are_decoded_as_they_are_stored() {
+    for isa in Isa::available() {
+        for format in Format::ALL {
+            let matrix = matrix(format, 67, 200, 2);
+            for part in [0, 1] {
+                let (rows, decoded) = (matrix.part(part), rows_of(&matrix, part));
+                for cols in [0..200, 64..200, 128..129] {
+                    for list in lists(67) {
+                        let stride = padded(cols.len());
+                        let mut out = vec![f32::NAN; list.len() * stride];
+                        decode_rows(isa, &rows, &list, cols.clone(), &mut out);
+                        for (found, row) in out.chunks_exact(stride).zip(&list) {
+                            let expected = &decoded[*row as usize][cols.clone()];
+                            assert_eq!(&found[..cols.len()], expected, "{isa:?} {format}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

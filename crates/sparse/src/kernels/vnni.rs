@@ -218,6 +218,16 @@ pub(super) unsafe fn dot_rows(listed: Listed<'_, i8>, x: *const f32, out: &mut [
     });
 }
 
+/// [`loops::decode_rows`], where nothing is multiplied but a scale.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
+pub(super) unsafe fn decode_rows(listed: Listed<'_, i8>, scales: &[f32], out: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe { loops::decode_rows::<Avx512, i8>(listed, scales, out) }
+}
+
 /// As [`loops::add_rows`].
 ///
 /// # Safety

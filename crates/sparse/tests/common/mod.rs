@@ -147,6 +147,11 @@ pub fn prompt() -> Vec<u32> {
     (0..17).map(|i| ((i * i * 11 + i * 3 + 5) % VOCAB) as u32).collect()
 }
 
+/// One that is long enough for many tokens at a time.
+pub fn long_prompt() -> Vec<u32> {
+    (0..60).map(|i| ((i * i * 7 + i * 5 + 3) % VOCAB) as u32).collect()
+}
+
 /// Logits of the dense decoder after each token.
 pub fn dense_logits(decoder: &Decoder, ids: &[u32]) -> Vec<Vec<f32>> {
     let tokens = Tokens::packed(ids.to_vec(), [ids.len()]);
