@@ -30,7 +30,7 @@ fn every_command_has_help_with_an_example() {
     }
     for name in names {
         let verbs: &[&str] = match name {
-            "bench" => &["train", "prefill", "decode"],
+            "bench" => &["train", "prefill", "prompt", "decode"],
             "cache" => &["", "list", "clean"],
             _ => &[""],
         };

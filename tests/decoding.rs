@@ -1,4 +1,4 @@
-//! `relufy bench decode`: what it measures, and what it refuses.
+//! `relufy bench decode` and `prompt`: what they measure, and what they refuse.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod support;
@@ -220,4 +220,27 @@ fn what_cannot_be_measured_is_refused() {
     for (flags, message) in cases {
         lab.refuse(&[&BENCH[..], flags].concat(), &[message]);
     }
+}
+
+#[test]
+fn prompts_are_measured_by_length() {
+    let lab = lab();
+    let flags = ["bench", "prompt", "model", "--stage", "2", "--lengths", "5,60", "--rounds", "2"];
+    let found = lab.succeed(&[&flags[..], &["--format", "f16,f32", "--json"]].concat());
+    let found: Value = serde_json::from_str(&found).unwrap();
+    assert_eq!((&found["subject"], &found["stage"]), (&"model".into(), &2.into()));
+    let formats = found["formats"].as_array().unwrap();
+    assert_eq!((&formats[0]["format"], &formats[1]["format"]), (&"f16".into(), &"f32".into()));
+    for format in formats {
+        for (prompt, tokens) in format["prompts"].as_array().unwrap().iter().zip([5, 60]) {
+            assert_eq!(prompt["tokens"], tokens);
+            let seconds = prompt["seconds"].as_array().unwrap();
+            assert!(seconds.len() == 2 && seconds.iter().all(|time| time.as_f64().unwrap() > 0.0));
+            assert!(prompt["times_decoder"].as_f64().unwrap() > 0.0);
+        }
+    }
+    let table = lab.succeed(&[&flags[..], &["--format", "int8"]].concat());
+    assert_eq!(table.matches("decoder, f32").count(), 2, "{table}");
+    lab.refuse(&["bench", "prompt", "model", "--lengths", "65"], &["65", "64"]);
+    lab.refuse(&["bench", "prompt", "--shape", "m", "--lengths", "0"], &["--lengths"]);
 }

@@ -2,6 +2,7 @@
 
 mod decode;
 mod prefill;
+mod prompt;
 mod train;
 
 use std::process::ExitCode;
@@ -17,6 +18,7 @@ pub struct Bench {
 enum What {
     Train(train::Train),
     Prefill(prefill::Prefill),
+    Prompt(prompt::Prompt),
     Decode(decode::Decode),
 }
 
@@ -25,6 +27,7 @@ impl Bench {
         match self.what {
             What::Train(args) => args.run()?,
             What::Prefill(args) => args.run()?,
+            What::Prompt(args) => args.run()?,
             What::Decode(args) => args.run()?,
         }
         Ok(ExitCode::SUCCESS)

@@ -21,7 +21,7 @@ use crate::compute::device;
 use crate::engine::has_zeros;
 use lineup::Lineup;
 use report::Report;
-use subject::Subject;
+pub use subject::Subject;
 use zeros::Forced;
 
 /// Time decoding token by token, dense and with zeros skipped, beside a plain read of memory.
