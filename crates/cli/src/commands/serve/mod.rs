@@ -71,8 +71,8 @@ pub struct Serve {
     /// `assistant` of a run's `chat_template`. Without it /v1/chat/completions is refused.
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
-    /// Texts that are continued side by side: 4 by default with the sparse engine on the CPU, 1 with
-    /// others.
+    /// Texts that are continued side by side, each with memory for keys and values of its own: 4 by
+    /// default with the sparse engine on the CPU, 1 with others.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     parallel: Option<u8>,
     /// So many requests may wait; more are refused (429).

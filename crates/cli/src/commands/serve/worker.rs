@@ -77,6 +77,7 @@ impl Work<'_> {
             let Some(job) = (if idle { queue.wait() } else { queue.pop() }) else { return !idle };
             let job = Arc::new(job);
             self.prompts.extend((0..job.prompts.len()).map(|index| (job.clone(), index)));
+            self.tell_free();
         }
         true
     }
