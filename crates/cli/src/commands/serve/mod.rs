@@ -49,8 +49,8 @@ use worker::{GRACE, Worker};
   relufy serve MODEL-S2 --format int8 --parallel 8
   curl http://127.0.0.1:8080/v1/completions -H 'Content-Type: application/json' \\
     -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 50, \"temperature\": 0}'
-The sparse engine on the CPU continues several texts side by side and reads a weight once for all that
-need it; other engines take one after the other. Who finds no place waits in the queue. Ctrl-C ends
+The sparse engine on the CPU continues several texts side by side and reads a weight once for all
+of them; other engines take one after the other. Who finds no place waits in the queue. Ctrl-C ends
 the server once running answers are complete, but within seconds.")]
 pub struct Serve {
     /// Folder or hub id.
