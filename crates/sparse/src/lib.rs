@@ -43,6 +43,7 @@ mod shared;
 mod side_by_side;
 mod source;
 mod thresholds;
+mod tile;
 mod walk;
 mod weights;
 

@@ -134,14 +134,7 @@ impl Sessions {
     /// [`Session::densities`], the mean of all sequences.
     pub fn densities(&self) -> SiteDensities {
         let all: Vec<SiteDensities> = self.each.iter().map(Session::densities).collect();
-        let mean =
-            |site: fn(&SiteDensities) -> f64| all.iter().map(site).sum::<f64>() / all.len() as f64;
-        SiteDensities {
-            qkv: mean(|each| each.qkv),
-            o: mean(|each| each.o),
-            up: mean(|each| each.up),
-            down: mean(|each| each.down),
-        }
+        SiteDensities::mean(&all)
     }
 
     fn no_place(&self, place: usize) -> Error {

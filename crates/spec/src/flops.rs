@@ -41,6 +41,18 @@ impl SiteDensities {
         SiteDensities { qkv: density(qkv), o: 1.0, up: density(up), down: density(down) }
     }
 
+    /// The mean of some, site by site; NaN of none.
+    pub fn mean(all: &[SiteDensities]) -> SiteDensities {
+        let mean =
+            |at: fn(&SiteDensities) -> f64| all.iter().map(at).sum::<f64>() / all.len() as f64;
+        SiteDensities {
+            qkv: mean(|each| each.qkv),
+            o: mean(|each| each.o),
+            up: mean(|each| each.up),
+            down: mean(|each| each.down),
+        }
+    }
+
     /// The density at `site`.
     pub fn get(&self, site: Site) -> f64 {
         match site {
@@ -73,15 +85,9 @@ impl Densities {
 
     /// The mean over the layers; dense where there are none.
     pub fn mean(&self) -> SiteDensities {
-        let mean = |site| {
-            let sum: f64 = self.layers.iter().map(|each| each.get(site)).sum();
-            if self.layers.is_empty() { 1.0 } else { sum / self.layers.len() as f64 }
-        };
-        SiteDensities {
-            qkv: mean(Site::QkvIn),
-            o: mean(Site::OIn),
-            up: mean(Site::UpIn),
-            down: mean(Site::DownIn),
+        match self.layers.is_empty() {
+            true => SiteDensities::DENSE,
+            false => SiteDensities::mean(&self.layers),
         }
     }
 }

@@ -92,15 +92,9 @@ fn measure(engine: &GpuEngine, batch: usize) -> Result<Measured> {
 
 /// Layer by layer.
 fn mean(seen: &[Densities]) -> Densities {
-    let layers = seen.first().map_or(0, |first| first.layers.len());
-    let mean = |n: usize, site: fn(&SiteDensities) -> f64| {
-        seen.iter().map(|each| site(&each.layers[n])).sum::<f64>() / seen.len() as f64
-    };
-    let layers = (0..layers).map(|n| SiteDensities {
-        qkv: mean(n, |each| each.qkv),
-        o: mean(n, |each| each.o),
-        up: mean(n, |each| each.up),
-        down: mean(n, |each| each.down),
+    let layers = (0..seen.first().map_or(0, |first| first.layers.len())).map(|n| {
+        let all: Vec<SiteDensities> = seen.iter().map(|each| each.layers[n]).collect();
+        SiteDensities::mean(&all)
     });
     Densities { layers: layers.collect() }
 }

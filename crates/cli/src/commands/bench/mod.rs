@@ -3,6 +3,7 @@
 mod decode;
 mod prefill;
 mod prompt;
+mod subject;
 mod train;
 
 use std::process::ExitCode;

@@ -2,15 +2,13 @@
 
 use std::time::Instant;
 
-use clap::builder::PossibleValuesParser;
 use relufy_eval::table::{Cell, Column, Format as Rendered, Grid};
 use relufy_model::{Decoder, Init, KvCache, Params, next_logits};
 use relufy_sparse::bench::median;
 use relufy_sparse::{Engine, Format, Options, Session};
-use relufy_trainer::bench::Shape;
 use serde_json::json;
 
-use super::decode::Subject;
+use super::subject::Subject;
 use crate::out;
 
 /// Time prompts up to their first new token: the sparse engine's formats, and the decoder that
@@ -20,15 +18,14 @@ use crate::out;
   relufy bench prompt --shape m
   relufy bench prompt MODEL-S2 --format int8 --lengths 32,1000
 All take turns, prompt by prompt, on the CPU; milliseconds are medians, and `times decoder` is the
-median of the ratios within a turn. The decoder's weights are f32. Tokens are random, and zeros are
-those that the model has: of a shape, whose weights are random, about half of what a ReLU sees.")]
+median of the ratios within a turn. The decoder's weights are f32. Tokens are of no text, and zeros
+are those that the model has: of a shape, whose weights are random, about half of what a ReLU sees.")]
 pub struct Prompt {
     /// Folder or hub id.
     model: Option<String>,
-    /// Random weights of this shape instead of a model; m is 1b.
-    #[arg(long, conflicts_with = "model", default_value = "m", value_parser = PossibleValuesParser::new(
-        ["m"].into_iter().chain(Shape::ALL.map(|shape| shape.name))))]
-    shape: String,
+    /// Random weights of this shape instead of a model; m, the default, is 1b.
+    #[arg(long, conflicts_with = "model", value_parser = Subject::shapes())]
+    shape: Option<String>,
     /// Surgery in memory before: 0 (none), 1 or 2; by default 2 for a shape and 0 for a model.
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=2))]
     stage: Option<u8>,
@@ -53,10 +50,8 @@ type Times = Vec<Vec<f64>>;
 
 impl Prompt {
     pub fn run(&self) -> anyhow::Result<()> {
-        let subject = match &self.model {
-            Some(model) => Subject::model(model, self.stage.unwrap_or(0), "cpu")?,
-            None => Subject::shape(&self.shape, self.stage.unwrap_or(2), "cpu")?,
-        };
+        let (model, shape) = (self.model.as_deref(), self.shape.as_deref());
+        let subject = Subject::open(model, shape, self.stage, "cpu")?;
         let decoder = match &subject {
             Subject::Model { real, .. } => &real.decoder,
             Subject::Shape { spec, device, .. } => {
@@ -86,30 +81,27 @@ impl Prompt {
     ) -> anyhow::Result<(Times, Vec<Times>)> {
         let nothing = vec![Vec::new(); self.lengths.len()];
         let (mut dense, mut sparse) = (nothing.clone(), vec![nothing; sessions.len()]);
-        let vocab = decoder.spec().vocab as u64;
-        let mut draw = 1u64;
+        let vocab = decoder.spec().vocab;
         for round in 0..=self.rounds {
             for (n, length) in self.lengths.iter().enumerate() {
-                let token = |_| {
-                    draw = draw.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                    ((draw >> 33) % vocab) as u32
+                // No token is like the one before, and no round like another.
+                let token = |at| (at as usize * 7919 + round as usize * 104_729) % vocab;
+                let ids: Vec<u32> = (0..*length).map(|at| token(at) as u32).collect();
+                let timed = |times: &mut Vec<f64>, read: &mut dyn FnMut() -> anyhow::Result<()>| {
+                    let begun = Instant::now();
+                    read()?;
+                    // The first round fills caches.
+                    times.extend((round > 0).then(|| begun.elapsed().as_secs_f64()));
+                    anyhow::Ok(())
                 };
-                let ids: Vec<u32> = (0..*length).map(token).collect();
                 let mut cache = KvCache::new(decoder, 1, ids.len())?;
-                let begun = Instant::now();
-                next_logits(decoder, &mut cache, &ids)?;
-                let seconds = begun.elapsed().as_secs_f64();
-                if round > 0 {
-                    dense[n].push(seconds);
-                }
+                timed(
+                    &mut dense[n],
+                    &mut || Ok(next_logits(decoder, &mut cache, &ids).map(drop)?),
+                )?;
                 for (session, times) in sessions.iter_mut().zip(&mut sparse) {
                     session.truncate(0);
-                    let begun = Instant::now();
-                    session.prefill(&ids)?;
-                    let seconds = begun.elapsed().as_secs_f64();
-                    if round > 0 {
-                        times[n].push(seconds);
-                    }
+                    timed(&mut times[n], &mut || Ok(session.prefill(&ids).map(drop)?))?;
                 }
             }
         }

@@ -64,14 +64,14 @@ impl<'a> Lane<'a> {
     }
 
     /// The token after `logits`, of whose text is sent what can be; or why the engine is not to have
-    /// it. `cut` says why a text that is not complete may not go on.
+    /// it. `keep_on` says whether a text that is not complete may go on.
     ///
     /// # Errors
     /// Logits that are no numbers; a token without text.
     pub fn next(
         &mut self,
         logits: &[f32],
-        cut: impl FnOnce(&Job) -> Option<Refusal>,
+        keep_on: impl FnOnce(&Job) -> Result<(), Ending>,
     ) -> anyhow::Result<Result<u32, Ending>> {
         // Rows of the embedding past the last token stand for no text.
         let vocab = self.tokenizer.vocab_size().min(logits.len());
@@ -87,10 +87,7 @@ impl<'a> Lane<'a> {
         if self.new >= self.text.prompt().max_new {
             return Ok(Err(Ending::Complete(Finish::Length)));
         }
-        if self.job().given_up() {
-            return Ok(Err(Ending::Unread));
-        }
-        Ok(cut(self.job()).map_or(Ok(token), |refusal| Err(Ending::Cut(refusal))))
+        Ok(keep_on(self.job()).map(|()| token))
     }
 
     /// Sends what was held back of a complete text; returns what is to be sent last, if anything.

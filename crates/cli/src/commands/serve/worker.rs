@@ -34,21 +34,19 @@ impl Worker {
         }
     }
 
-    /// Why a job is not worth the work any more.
-    fn cut(&self, job: &Job) -> Option<Refusal> {
-        let now = Instant::now();
-        if self.stopping.get().is_some_and(|since| now.duration_since(*since) > GRACE) {
-            return Some(Refusal::stopping());
-        }
-        (now > job.deadline).then(Refusal::late)
-    }
-
     /// Whether a job is still worth the work.
     fn keep_on(&self, job: &Job) -> Result<(), Ending> {
+        let now = Instant::now();
         if job.given_up() {
             return Err(Ending::Unread);
         }
-        self.cut(job).map_or(Ok(()), |refusal| Err(Ending::Cut(refusal)))
+        if self.stopping.get().is_some_and(|since| now.duration_since(*since) > GRACE) {
+            return Err(Ending::Cut(Refusal::stopping()));
+        }
+        if now > job.deadline {
+            return Err(Ending::Cut(Refusal::late()));
+        }
+        Ok(())
     }
 }
 
@@ -128,7 +126,7 @@ impl Work<'_> {
                 return self.worker.keep_on(lane.job()).map(|()| None);
             }
         }
-        let next = lane.next(self.engine.logits(place), |job| self.worker.cut(job));
+        let next = lane.next(self.engine.logits(place), |job| self.worker.keep_on(job));
         next.map_err(|error| fault(&error))?.map(Some)
     }
 

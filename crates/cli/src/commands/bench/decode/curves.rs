@@ -7,8 +7,8 @@ use relufy_sparse::{Format, Options};
 use relufy_spec::MlpKind;
 use serde_json::{Value, json};
 
+use super::super::subject::Subject;
 use super::machine::{Machine, READ};
-use super::subject::Subject;
 use crate::out;
 
 /// Measures and prints.

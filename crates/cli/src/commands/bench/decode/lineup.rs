@@ -5,9 +5,9 @@ use relufy_sparse::bench::{DecoderTimer, Pace, Text, Timed, union};
 use relufy_sparse::{Format, Options};
 use relufy_spec::flops::{Densities, SiteDensities};
 
+use super::super::subject::Subject;
 use super::machine::Machine;
 use super::reading::{densities, read_text};
-use super::subject::Subject;
 use super::zeros::Forced;
 use super::{Choice, Decode};
 use crate::calibration::{self, Target};

@@ -10,7 +10,7 @@ use relufy_sparse::{
 };
 use relufy_spec::flops::{Densities, SiteDensities};
 
-use super::subject::{Real, Subject};
+use super::super::subject::{Real, Subject};
 use crate::engine::has_zeros;
 
 /// Bytes of a plain read on the CPU: more than caches hold.

@@ -5,23 +5,20 @@ mod lineup;
 mod machine;
 mod reading;
 mod report;
-mod subject;
 mod zeros;
 
 use std::path::PathBuf;
 
 use anyhow::bail;
-use clap::builder::PossibleValuesParser;
 use relufy_sparse::Format;
 use relufy_sparse::bench::{Pace, take_turns};
-use relufy_trainer::bench::Shape;
 
+use super::subject::Subject;
 use crate::calibration::Target;
 use crate::compute::device;
 use crate::engine::has_zeros;
 use lineup::Lineup;
 use report::Report;
-pub use subject::Subject;
 use zeros::Forced;
 
 /// Time decoding token by token, dense and with zeros skipped, beside a plain read of memory.
@@ -56,8 +53,7 @@ pub struct Decode {
     /// Folder or hub id.
     model: Option<String>,
     /// Random weights of this shape instead of a model.
-    #[arg(long, value_parser = PossibleValuesParser::new(
-        ["m"].into_iter().chain(Shape::ALL.map(|shape| shape.name))))]
+    #[arg(long, value_parser = Subject::shapes())]
     shape: Option<String>,
     /// Surgery in memory before: 0 (none), 1 or 2; by default 2 for a shape and 0 for a model.
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=2))]
@@ -129,7 +125,8 @@ impl Decode {
         if self.calibration.is_some() && self.engine == Some(Choice::Dense) {
             bail!("--calibration is for the sparse engine; leave --engine dense out");
         }
-        let subject = self.subject()?;
+        let subject =
+            Subject::open(self.model.as_deref(), self.shape.as_deref(), self.stage, &self.device)?;
         let zeros = has_zeros(subject.spec());
         if !zeros && self.calibration.is_some() && self.density_target.is_empty() {
             bail!(
@@ -175,18 +172,6 @@ impl Decode {
             formats.push(usual);
         }
         Ok(formats)
-    }
-
-    /// What is decoded.
-    fn subject(&self) -> anyhow::Result<Subject> {
-        match (&self.model, &self.shape) {
-            (Some(model), _) => Subject::model(model, self.stage.unwrap_or(0), &self.device),
-            (None, shape) => Subject::shape(
-                shape.as_deref().unwrap_or("m"),
-                self.stage.unwrap_or(2),
-                &self.device,
-            ),
-        }
     }
 
     /// The densities to force; none for a model that has its own.

@@ -7,9 +7,9 @@ use relufy_sparse::bench::Text;
 use relufy_spec::Site;
 use relufy_spec::flops::SiteDensities;
 
+use super::super::subject::{Real, Subject};
 use super::Decode;
 use super::machine::Machine;
-use super::subject::{Real, Subject};
 use crate::commands::surgery::text;
 
 /// How long documents are taken to be at most.

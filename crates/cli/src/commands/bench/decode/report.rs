@@ -6,9 +6,9 @@ use relufy_spec::flops::SiteDensities;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::super::subject::Subject;
 use super::Decode;
 use super::lineup::{Lineup, Row};
-use super::subject::Subject;
 use crate::calibration::Target;
 use crate::{human, out};
 

@@ -2,6 +2,7 @@
 
 use anyhow::anyhow;
 use candle_core::{DType, Device};
+use clap::builder::PossibleValuesParser;
 use relufy_model::{Checkpoint, Decoder};
 use relufy_spec::{DecoderSpec, ReluPlan, Stage};
 use relufy_trainer::bench::Shape;
@@ -23,8 +24,26 @@ pub struct Real {
 }
 
 impl Subject {
+    /// A model, or else a shape, by default `m`; without a stage as it is, or at stage 2.
+    pub fn open(
+        model: Option<&str>,
+        shape: Option<&str>,
+        stage: Option<u8>,
+        device: &str,
+    ) -> anyhow::Result<Subject> {
+        match model {
+            Some(model) => Subject::model(model, stage.unwrap_or(0), device),
+            None => Subject::shape(shape.unwrap_or("m"), stage.unwrap_or(2), device),
+        }
+    }
+
+    /// The names of shapes.
+    pub fn shapes() -> PossibleValuesParser {
+        PossibleValuesParser::new(["m"].into_iter().chain(Shape::ALL.map(|shape| shape.name)))
+    }
+
     /// A shape by its name, `m` among them.
-    pub fn shape(name: &str, stage: u8, device: &str) -> anyhow::Result<Subject> {
+    fn shape(name: &str, stage: u8, device: &str) -> anyhow::Result<Subject> {
         // A device that is not there is said first.
         let device = relufy_ops::device::open(device)?;
         let known = if name == "m" { "1b" } else { name };
@@ -40,7 +59,7 @@ impl Subject {
     }
 
     /// A checkpoint by its folder or hub id; in f32, whatever the device.
-    pub fn model(name: &str, stage: u8, device: &str) -> anyhow::Result<Subject> {
+    fn model(name: &str, stage: u8, device: &str) -> anyhow::Result<Subject> {
         let device = relufy_ops::device::open(device)?;
         let checkpoint = Checkpoint::resolve(name, &Bars::default())?;
         let plan = ReluPlan::stage(Stage::try_from(stage).map_err(anyhow::Error::msg)?);
